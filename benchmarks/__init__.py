@@ -1,0 +1,1 @@
+"""Measurements, and the rows they recorded (results/)."""

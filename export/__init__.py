@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX to bundle, with verification."""

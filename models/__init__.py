@@ -1,0 +1,1 @@
+"""Torch networks under stable registry names; importing this package does not import torch."""

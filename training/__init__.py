@@ -1,0 +1,1 @@
+"""Data sets, losses, metrics, loops and evaluation; importing this package does not import torch."""
