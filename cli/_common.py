@@ -1,0 +1,199 @@
+"""What the verbs share: groups of options, output checks, JSON Lines, progress and sizes for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from ..errors import InputError, UsageError
+
+T = TypeVar("T")
+DEFAULT_BUNDLE = "camvid-compact"
+
+
+# --- groups of options ------------------------------------------------------------------------------------------------
+
+
+def add_messages(parser: argparse.ArgumentParser) -> None:
+    """What every verb has: `--quiet` and `--debug` (main() reads the latter out of argv, to have it early)."""
+    group = parser.add_argument_group("messages")
+    group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    group.add_argument("--debug", action="store_true", help="show a traceback with an error")
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """`--bundle`: a shipped name or a directory."""
+    parser.add_argument(
+        "--bundle",
+        default=DEFAULT_BUNDLE,
+        metavar="NAME|DIR",
+        help="the networks: a shipped bundle's name or a bundle's directory (default: %(default)s)",
+    )
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """`--backend` and `--threads`."""
+    parser.add_argument(
+        "--backend", default="onnxruntime", metavar="NAME", help="what runs the networks (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads of the networks and the coder (default: all cores)"
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """`--overwrite`."""
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+
+
+def add_json(parser: argparse.ArgumentParser, what: str = "the summary") -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help=f"{what} as one JSON line on stdout")
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """`--limit`."""
+    parser.add_argument("--limit", type=positive, metavar="N", help="stop after N frames")
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
+    return value
+
+
+# --- inputs and outputs -----------------------------------------------------------------------------------------------
+
+
+def stdout_taken(*outputs: str | None) -> bool:
+    """Whether one of the outputs is `-`, so that stdout is not free for a summary."""
+    return "-" in outputs
+
+
+def require_free_stdout(want_json: bool, *outputs: str | None) -> None:
+    """`--json` and `-o -` exclude each other."""
+    if want_json and stdout_taken(*outputs):
+        raise UsageError("--json and an output of '-' both want stdout", hint="write the output to a file, or drop --json")
+
+
+def check_output(path: str | None, overwrite: bool) -> None:
+    """Refuse an output that exists (a file, or a folder with something in it), unless `overwrite`.
+
+    `-`, and what only looks like a file (/dev/full, a FIFO), always pass. The parent folder must exist.
+    """
+    if path is None or path == "-":
+        return
+    target = Path(path)
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        if not target.absolute().parent.is_dir():
+            raise UsageError(f"the folder of the output does not exist: {target.parent}", hint=f"mkdir -p {target.parent}") from None
+        return
+    except NotADirectoryError:
+        raise UsageError(f"the output lies below something that is not a folder: {path}") from None
+    taken = stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and any(target.iterdir()))
+    if taken and not overwrite:
+        raise UsageError(f"the output exists: {path}", hint="choose another name, or add --overwrite")
+
+
+def binary_stdout() -> BinaryIO:
+    """stdout for bytes; a terminal is refused, since it would only garble."""
+    if sys.stdout.isatty():
+        raise UsageError("this would write binary data to the terminal", hint="give -o FILE, or pipe into another program")
+    return sys.stdout.buffer
+
+
+@contextmanager
+def open_input(path: str) -> Iterator[BinaryIO]:
+    """A file or `-` (stdin) for reading bytes; a missing or unreadable file is an InputError."""
+    if path == "-":
+        if sys.stdin.isatty():
+            raise UsageError("the input is '-' (stdin), but stdin is a terminal", hint="pipe something in, or name a file")
+        yield sys.stdin.buffer
+        return
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the error of opening is told apart from those of reading
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def open_output_atomic(path: str, overwrite: bool) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when all of it was written; `-` and devices are written directly.
+
+    For outputs that are worthless in part. A failure removes the temporary file and leaves an older one as it was.
+    """
+    check_output(path, overwrite)
+    if path == "-":
+        yield binary_stdout()
+        sys.stdout.buffer.flush()
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise UsageError(f"the output is a folder, expected a file: {path}")
+    if target.exists() and not target.is_file():
+        with open(target, "wb") as file:
+            yield file
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with open(part, "w+b") as file:
+            yield file
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- for machines (stdout) and for people (stderr) --------------------------------------------------------------------
+
+
+def emit(record: dict[str, Any]) -> None:
+    """One JSON line on stdout, delivered at once, so that a pipe's reader is never a buffer behind."""
+    sys.stdout.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def note(args: argparse.Namespace, message: str) -> None:
+    """One line for people on stderr, unless `--quiet`."""
+    if not args.quiet:
+        sys.stderr.write(f"{message}\n")
+
+
+def track(items: Iterable[T], args: argparse.Namespace, *, total: int | None = None, unit: str = "frame") -> Iterable[T]:
+    """`items`, with a progress bar on stderr once the work has lasted a second, on a terminal, without `--quiet`."""
+    if args.quiet or not sys.stderr.isatty():
+        return items
+    from tqdm import tqdm
+
+    return iter(tqdm(items, total=total, unit=unit, delay=1.0, file=sys.stderr, leave=False))
+
+
+def human_bytes(count: float) -> str:
+    """`1536` -> `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Two columns, the first as wide as its widest cell."""
+    listed = list(rows)
+    width = max((len(name) for name, _ in listed), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in listed)

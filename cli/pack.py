@@ -1,0 +1,173 @@
+"""Put integer latents of any codec into a .lseg stream, losslessly.
+
+INPUT is an .npy array (C, h, w), or a stack (N, C, h, w), of any integer type with values in
+[0, 2^BITS); '-' reads arrays from stdin, and several inputs of one shape become one stream.
+Float latents are refused unless --quantize says how to make integers of them (float2int).
+
+examples:
+  latentseg pack latent.npy -o latent.lseg
+  latentseg pack frame0.npy frame1.npy --bits 6 -o clip.lseg
+  producer | latentseg pack - -o - | consumer
+  latentseg pack float.npy --quantize channel -o clip.lseg --json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, UsageError
+from . import _common
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..bitstream import StreamHeader
+
+HELP = "put integer latents (.npy) of any codec into a .lseg stream"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=".npy files, or '-' for stdin")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.lseg", help="the stream, or '-' for stdout")
+    parser.add_argument(
+        "--bits", type=int, choices=range(1, 9), default=8, metavar="N", help="bit length n, 1 to 8 (default: 8)"
+    )
+    parser.add_argument(
+        "--dictionary",
+        choices=("frame", "channel"),
+        default="channel",
+        help="one code table a frame, or one a channel (default: channel)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("tensor", "channel", "fixed"),
+        help="for float latents: float2int over the range of each latent, of each of its channels, or over --lo to --hi",
+    )
+    parser.add_argument(
+        "--lo", type=float, metavar="X", help="what symbol 0 stands for, recorded in the stream (default: 0)"
+    )
+    parser.add_argument("--hi", type=float, metavar="X", help="what symbol 2^n - 1 stands for (default: 2^n - 1)")
+    _common.add_overwrite(parser)
+    _common.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack every latent of every input into one stream; returns the exit code."""
+    from ..bitstream import Scaling, Writer
+    from ..kernels import entropy
+
+    _common.require_free_stdout(args.json, args.output)
+    if args.quantize in ("tensor", "channel"):
+        if args.lo is not None or args.hi is not None:
+            raise UsageError(
+                f"--quantize {args.quantize} takes the range from the latents, but --lo or --hi is given",
+                hint="use --quantize fixed --lo X --hi Y",
+            )
+        scaling = Scaling(args.quantize)
+    else:
+        if args.quantize == "fixed" and (args.lo is None or args.hi is None):
+            raise UsageError("--quantize fixed needs --lo and --hi")
+        lo = 0.0 if args.lo is None else args.lo
+        hi = float(2**args.bits - 1) if args.hi is None else args.hi
+        if not lo < hi:
+            raise UsageError(f"--lo must lie below --hi, found {lo:g} and {hi:g}")
+        scaling = Scaling("fixed", lo, hi)
+
+    latents = _latents(args)
+    name, first = next(latents)
+    header = _header(args, first, scaling)
+    symbols = 0
+    with _common.open_output_atomic(args.output, args.overwrite) as file:
+        writer = Writer(file, header)
+        for name, latent in _common.track(_chain((name, first), latents), args):
+            if latent.shape != header.latent_shape:
+                raise InputError(f"{name}: shape {latent.shape}, but the stream began with {header.latent_shape}")
+            if args.quantize:
+                try:
+                    payload = entropy.encode_latent(_float32(latent), header)
+                except InputError as error:
+                    raise InputError(f"{name}: {error}", hint=error.hint) from error
+            else:
+                payload = entropy.encode_symbols(_symbols(latent, args.bits, name), header)
+            writer.write(payload)
+            symbols += latent.size
+        frames, size = writer.frames, writer.bytes_written
+    record = {
+        "schema": 1,
+        "type": "pack",
+        "frames": frames,
+        "latent_shape": list(header.latent_shape),
+        "bits": header.bits,
+        "symbols": symbols,
+        "bytes": size,
+        "bits_per_symbol": 8 * size / symbols,
+    }
+    if args.json:
+        _common.emit(record)
+    _common.note(
+        args,
+        f"packed {frames} latent(s) of {'x'.join(map(str, header.latent_shape))}: {_common.human_bytes(size)}, "
+        f"{8 * size / symbols:.2f} of {header.bits} bits/symbol",
+    )
+    return 0
+
+
+def _latents(args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
+    from ._npy import read_latents
+
+    for path in args.inputs:
+        name = "stdin" if path == "-" else path
+        with _common.open_input(path) as file:
+            for index, latent in enumerate(read_latents(file, name)):
+                is_float = latent.dtype.kind == "f"
+                if is_float and not args.quantize:
+                    raise InputError(
+                        f"{name} holds {latent.dtype}, expected integers",
+                        hint="add --quantize tensor (or channel) to turn floats into integers first",
+                    )
+                if args.quantize and not is_float:
+                    raise InputError(
+                        f"{name} holds {latent.dtype} already, but --quantize expects floats", hint="drop --quantize"
+                    )
+                yield f"{name}, latent {index}", latent
+
+
+def _chain(first: tuple[str, np.ndarray], rest: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    yield first
+    yield from rest
+
+
+def _header(args: argparse.Namespace, latent: np.ndarray, scaling: object) -> StreamHeader:
+    from ..bitstream import StreamHeader
+
+    channels, height, width = latent.shape
+    return StreamHeader(
+        codec_id=bytes(32),
+        latent_shape=(channels, height, width),
+        bits=args.bits,
+        scaling=scaling,
+        source_size=(0, 0),
+        frame_rate=(0, 1),
+        dictionary=args.dictionary,
+    )
+
+
+def _float32(latent: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and that is refused with the place it lies at
+        return np.ascontiguousarray(latent, dtype=np.float32)
+
+
+def _symbols(latent: np.ndarray, bits: int, name: str) -> np.ndarray:
+    import numpy as np
+
+    low, high, top = int(latent.min()), int(latent.max()), 2**bits - 1
+    if low < 0 or high > top:
+        needed = max(high, 1).bit_length()
+        hint = f"--bits {needed}" if low >= 0 and needed <= 8 else "shift or rescale the latent into that range first"
+        raise InputError(f"{name}: values from {low} to {high}, expected 0 to {top} (--bits {bits})", hint=hint)
+    return np.ascontiguousarray(latent, dtype=np.uint8)
