@@ -60,6 +60,10 @@ class PartialResultError(LatentsegError):
     exit_code = 7
 
 
+class OutputError(PartialResultError):
+    """An output could not be written to its end: full disk, lost permission. What was written before stays readable."""
+
+
 def missing_extra(package: str, extra: str) -> BackendMissingError:
     """The one error for an optional dependency that is not installed."""
     return BackendMissingError(

@@ -1,0 +1,266 @@
+"""The manifest of a bundle: what `manifest.json` may say, checked key by key before any other file is touched.
+
+Every lie has its own message: which key, what was found, what was expected. A manifest that passes is a set of plain
+facts (`Manifest`); whether the files beside it agree with those facts is `bundle.py`'s work.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
+
+from ..bitstream import Scaling
+from ..errors import ArtifactError, InputError
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+
+# Role -> what its model does. The ONNX interface of each is in `roles.py`.
+ROLES: dict[str, str] = {
+    "compressor": "frames -> latent",
+    "decompressor": "latent -> frames",
+    "segmenter": "latent -> labels",
+    "rgb_segmenter": "frames -> labels",
+}
+REQUIRED_ROLES = ("compressor", "segmenter")
+
+_MAX_MANIFEST_BYTES = 4 << 20
+_MAX_CHANNELS = 4096
+_MAX_STRIDE = 256
+_MAX_CLASSES = 256  # labels are uint8
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REEXPORT = "export the bundle again: latentseg export"
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """What a stream must agree with to be this codec's.
+
+    Parameters
+    ----------
+    name: the codec's registry name.
+    id: 32 bytes, SHA-256 of the codec's weights; every stream names it in its header.
+    channels: C of the latent (C, h, w).
+    stride: source pixels per latent position, along each axis.
+    bits: n; symbols lie in [0, 2^n), 1 <= n <= 8.
+    scaling: float2int's range: per tensor, per channel, or fixed.
+    dictionary: one Huffman dictionary a frame, or one a channel.
+    """
+
+    name: str
+    id: bytes
+    channels: int
+    stride: int
+    bits: int
+    scaling: Scaling
+    dictionary: Literal["frame", "channel"] = "channel"
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class: its name and its colour (R, G, B), each 0 to 255. Its label is its place in the list."""
+
+    name: str
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One model file as the manifest describes it; `path` is relative to the bundle, with forward slashes."""
+
+    path: str
+    sha256: str
+    bytes: int
+    macs_per_pixel: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked manifest. `raw` is the whole JSON object, with the free-form parts."""
+
+    name: str
+    codec: CodecSpec
+    files: dict[str, ModelFile]
+    classes: tuple[ClassInfo, ...]
+    raw: dict[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `folder/manifest.json`.
+
+    Raises
+    ------
+    ArtifactError: no manifest, not JSON, newer schema, or any key missing, mistyped or out of range.
+    InputError: the file is there but cannot be read.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ArtifactError(
+            f"'{folder}' is not a bundle: it has no {MANIFEST_NAME}", hint="give the folder that latentseg export wrote"
+        )
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ArtifactError(
+                f"{path}: {path.stat().st_size} bytes, expected at most {_MAX_MANIFEST_BYTES}", hint=_REEXPORT
+            )
+        raw = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}", hint="check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not valid JSON: {error}", hint=_REEXPORT) from error
+    return parse_manifest(raw, str(path))
+
+
+def parse_manifest(raw: object, where: str = MANIFEST_NAME) -> Manifest:
+    """Check a decoded manifest; `where` is named in every error. Raises ArtifactError."""
+    top = _Section(raw, where, "")
+    schema = top.integer("schema", 1, None)
+    if schema > SCHEMA:
+        raise ArtifactError(
+            f"{where}: schema {schema} is newer than this program knows, expected at most {SCHEMA}",
+            hint="pip install --upgrade latentseg",
+        )
+    codec = _parse_codec(top.section("codec"))
+    files_section = top.section("files")
+    files: dict[str, ModelFile] = {}
+    for role in files_section.keys():
+        if role not in ROLES:
+            raise ArtifactError(f"{where}: unknown role '{role}', expected one of {', '.join(ROLES)}", hint=_REEXPORT)
+        files[role] = _parse_file(files_section.section(role))
+    for role in REQUIRED_ROLES:
+        if role not in files:
+            raise files_section.error(role, "nothing", "a model file (the role is required)")
+    classes = _parse_classes(top)
+    for free in ("verification", "scores", "training"):
+        if free in top.keys():
+            top.section(free)
+    return Manifest(name=top.string("name"), codec=codec, files=files, classes=classes, raw=dict(top.value))
+
+
+def _parse_codec(section: _Section) -> CodecSpec:
+    codec_id = section.string("id")
+    if not _SHA256.fullmatch(codec_id):
+        raise section.error("id", repr(codec_id), "64 lower-case hex digits (SHA-256)")
+    dictionary = section.choice("dictionary", ("frame", "channel"))
+    return CodecSpec(
+        name=section.string("name"),
+        id=bytes.fromhex(codec_id),
+        channels=section.integer("channels", 1, _MAX_CHANNELS),
+        stride=section.integer("stride", 1, _MAX_STRIDE),
+        bits=section.integer("bits", 1, 8),
+        scaling=_parse_scaling(section.section("scaling")),
+        dictionary="frame" if dictionary == "frame" else "channel",
+    )
+
+
+def _parse_scaling(section: _Section) -> Scaling:
+    mode = section.choice("mode", ("tensor", "channel", "fixed"))
+    if mode == "fixed":
+        lo, hi = section.number("lo"), section.number("hi")
+        if lo > hi:
+            raise section.error("lo", str(lo), f"at most hi = {hi}")
+        return Scaling("fixed", lo, hi)
+    return Scaling("tensor" if mode == "tensor" else "channel")
+
+
+def _parse_file(section: _Section) -> ModelFile:
+    path = section.string("path")
+    # Only the spelling is checked, not where links lead: the SHA-256 decides what the content may be, and caches that
+    # keep files behind links stay usable. Windows spellings are refused on every system, so that a bundle is portable.
+    pure, windows = PurePosixPath(path), PureWindowsPath(path)
+    if pure.is_absolute() or windows.drive or windows.root or ".." in windows.parts or not pure.name or "\\" in path:
+        raise section.error("path", repr(path), "a relative path inside the bundle, with forward slashes")
+    sha256 = section.string("sha256")
+    if not _SHA256.fullmatch(sha256):
+        raise section.error("sha256", repr(sha256), "64 lower-case hex digits")
+    macs = section.number("macs_per_pixel")
+    if macs < 0:
+        raise section.error("macs_per_pixel", str(macs), "a number >= 0")
+    return ModelFile(
+        path=path,
+        sha256=sha256,
+        bytes=section.integer("bytes", 1, None),
+        macs_per_pixel=macs,
+        parameters=section.integer("parameters", 0, None),
+    )
+
+
+def _parse_classes(top: _Section) -> tuple[ClassInfo, ...]:
+    entries = top.get("classes", list, "a list")
+    if not 1 <= len(entries) <= _MAX_CLASSES:
+        raise top.error("classes", f"{len(entries)} entries", f"1 to {_MAX_CLASSES} (labels are uint8)")
+    classes: list[ClassInfo] = []
+    for number, entry in enumerate(entries):
+        section = _Section(entry, top.where, f"classes[{number}]")
+        color = section.get("color", list, "a list [R, G, B]")
+        if len(color) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in color):
+            raise section.error("color", repr(color), "three integers from 0 to 255")
+        classes.append(ClassInfo(section.string("name"), (color[0], color[1], color[2])))
+    names = [c.name for c in classes]
+    if len(set(names)) != len(names):
+        double = next(n for n in names if names.count(n) > 1)
+        raise top.error("classes", f"the name '{double}' twice", "a different name for each class")
+    return tuple(classes)
+
+
+class _Section:
+    """One JSON object of the manifest, with getters that raise ArtifactError naming the key, found and expected."""
+
+    def __init__(self, value: object, where: str, prefix: str) -> None:
+        self.where, self.prefix = where, prefix
+        if not isinstance(value, Mapping):
+            raise ArtifactError(
+                f"{where}: {prefix or 'the whole file'} is {type(value).__name__}, expected an object", hint=_REEXPORT
+            )
+        self.value: Mapping[str, Any] = value
+
+    def keys(self) -> list[str]:
+        return list(self.value)
+
+    def error(self, key: str, found: str, expected: str) -> ArtifactError:
+        full = f"{self.prefix}.{key}" if self.prefix else key
+        return ArtifactError(f"{self.where}: '{full}' is {found}, expected {expected}", hint=_REEXPORT)
+
+    def get(self, key: str, kind: type | tuple[type, ...], expected: str) -> Any:
+        if key not in self.value:
+            raise self.error(key, "missing", expected)
+        found = self.value[key]
+        # bool is a subclass of int in Python, and never meant here.
+        if not isinstance(found, kind) or isinstance(found, bool):
+            raise self.error(key, f"{found!r:.80} ({type(found).__name__})", expected)
+        return found
+
+    def section(self, key: str) -> _Section:
+        self.get(key, Mapping, "an object")  # type: ignore[type-abstract]
+        return _Section(self.value[key], self.where, f"{self.prefix}.{key}" if self.prefix else key)
+
+    def string(self, key: str) -> str:
+        found: str = self.get(key, str, "a string")
+        if not found:
+            raise self.error(key, "empty", "a string")
+        return found
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        found = self.string(key)
+        if found not in allowed:
+            raise self.error(key, repr(found), "one of " + ", ".join(allowed))
+        return found
+
+    def integer(self, key: str, low: int, high: int | None) -> int:
+        expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+        found: int = self.get(key, int, expected)
+        if found < low or (high is not None and found > high):
+            raise self.error(key, str(found), expected)
+        return found
+
+    def number(self, key: str) -> float:
+        found = float(self.get(key, (int, float), "a number"))
+        if not math.isfinite(found):
+            raise self.error(key, str(found), "a finite number")
+        return found
