@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from latentseg.errors import UsageError
 from latentseg.models import registry
+
+from latentseg.errors import UsageError
 
 
 def test_names_are_stable() -> None:

@@ -1,0 +1,226 @@
+"""The codec of Kakaiya et al. (ICME 2023): net_C and net_D for d = 1, 2, 3 digest units, and an initialisation by PCA.
+
+net_C maps RGB in [0, 1] to 16 channels in [0, 1] at 1/2^(d+1) resolution; net_D maps them back. All convolutions are
+3x3, padding 1, with bias; no normalisation, no pooling; width 64. Training sees no quantisation: float2int (eq. 2 of
+the paper, per-tensor minimum and maximum) acts between the two networks at inference only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UsageError
+
+WIDTH = 64
+CHANNELS = 16
+
+
+class Compressor(nn.Sequential):
+    """net_C: float32 [N,3,H,W] in [0,1] -> latent [N,16,ceil(H/s),ceil(W/s)] in [0,1], with s = 2^(d+1)."""
+
+    def __init__(self, d: int) -> None:
+        layers: list[nn.Module] = [_conv(3, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH, stride=2), nn.ReLU()]
+        for _ in range(d):
+            layers += [_conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH, stride=2), nn.ReLU()]
+        super().__init__(*layers, _conv(WIDTH, CHANNELS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The clamp passes no gradient outside [0, 1], so a channel that leaves the range stays dead: see pca_init.
+        return cast(Tensor, super().forward(x)).clamp(0.0, 1.0)
+
+
+class Decompressor(nn.Sequential):
+    """net_D: latent [N,16,h,w] -> float32 [N,3,h*s,w*s] in [0,1]."""
+
+    def __init__(self, d: int) -> None:
+        layers: list[nn.Module] = [_conv(CHANNELS, WIDTH), nn.ReLU()]
+        for _ in range(d):
+            layers += [_conv(WIDTH, 4 * WIDTH), nn.ReLU(), nn.PixelShuffle(2)]
+        super().__init__(*layers, _conv(WIDTH, 12), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, super().forward(x)).clamp(0.0, 1.0)
+
+
+class KakaiyaCodec(nn.Module):
+    """net_C and net_D with the attributes by which the rest of the system knows a codec.
+
+    Attributes: `d` digest units; `stride` source pixels a latent sample (2^(d+1)); `channels` 16; `bits` n of
+    float2int at inference; `scaling` = (mode, lo, hi) of float2int: ("tensor", 0, 0), the minimum and maximum of each
+    latent, which travel with it.
+    """
+
+    def __init__(self, d: int, bits: int = 8) -> None:
+        super().__init__()
+        if d not in (1, 2, 3):
+            raise UsageError(f"the paper's codec has 1, 2 or 3 digest units, not {d}")
+        if not 1 <= bits <= 8:
+            raise UsageError(f"bits per symbol must lie in 1..8, not {bits}")
+        self.d = d
+        self.stride = 2 ** (d + 1)
+        self.channels = CHANNELS
+        self.bits = bits
+        self.scaling: tuple[str, float, float] = ("tensor", 0.0, 0.0)
+        self.compressor = Compressor(d)
+        self.decompressor = Decompressor(d)
+
+    def compress(self, x: Tensor) -> Tensor:
+        """RGB [N,3,H,W] in [0,1] -> float latent [N,16,ceil(H/s),ceil(W/s)] in [0,1]."""
+        return cast(Tensor, self.compressor(x))
+
+    def decompress(self, z: Tensor) -> Tensor:
+        """Float latent [N,16,h,w] -> RGB [N,3,h*s,w*s] in [0,1]."""
+        return cast(Tensor, self.decompressor(z))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The plain autoencoder that is trained: decompress(compress(x)), without float2int."""
+        return self.decompress(self.compress(x))
+
+
+def kakaiya_codec(d: int, bits: int = 8) -> KakaiyaCodec:
+    """Factory of "kakaiya-codec-d1", "-d2" and "-d3"."""
+    return KakaiyaCodec(d, bits)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+
+
+# --- initialisation by PCA --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def pca_init(codec: KakaiyaCodec, images: Tensor, *, gain: float = 1.0) -> None:
+    """Make `codec` start as a (hierarchical) linear PCA autoencoder of `images`, in place. Ours, not the paper's.
+
+    A plain start leaves latent channels outside [0, 1], where the clamp kills their gradient for good. Here every
+    ReLU and clamp is transparent on the data at first, so that training starts from the reconstruction of a PCA with
+    16 components a block of s x s pixels, and all 16 channels live.
+
+    How: a 3x3 kernel of stride 2 whose taps are deltas at offsets 0 and 1 is space-to-depth by 2. While the samples of
+    a block fit into 64 channels they are carried as they are (RGB is never negative); beyond that they are projected
+    to their 64 principal components, shifted to be positive. The last convolution projects to 16 components, each
+    scaled into about [0.05, 0.95]. net_D carries the latent through its first layer and then undoes one level with each
+    pixel-shuffle. Channels not needed for this get zero-mean random kernels and are not read yet, so they are free to
+    learn.
+
+    images: float32 [N,3,H,W] in [0,1], a few dozen that represent the training data; H and W are cropped to multiples
+    of the stride. At least as many blocks as a block has samples are needed, else UsageError.
+    gain scales the random kernels against He's initialisation. Follow it with a small learning rate (1e-4): all
+    activations are positive, so that one step of Adam moves every output by the sum of some 600 aligned changes.
+    """
+    s = codec.stride
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UsageError(f"pca_init wants images [N,3,H,W], found shape {tuple(images.shape)}")
+    images = images[:, :, : images.shape[2] // s * s, : images.shape[3] // s * s]
+    blocks = images.shape[0] * (images.shape[2] // s) * (images.shape[3] // s)
+    if blocks < 3 * s * s:
+        raise UsageError(f"pca_init wants at least {3 * s * s} blocks of {s}x{s} pixels, found {blocks}")
+
+    # Level l holds a block of 2^l x 2^l pixels in n_l channels; `carried` are the affine maps from level to level.
+    carried: list[_Affine] = []
+
+    def level(x: Tensor) -> Tensor:
+        x = x[None].double()
+        for affine in carried:
+            x = affine(F.pixel_unshuffle(x, 2))
+        return x
+
+    size = 3
+    for _ in range(codec.d + 1):
+        size *= 4
+        if size > WIDTH:
+            carried.append(_principal(lambda: (F.pixel_unshuffle(level(x), 2) for x in images), WIDTH))
+            size = WIDTH
+        else:
+            eye, zero = torch.eye(size).double(), torch.zeros(size).double()
+            carried.append(_Affine(eye, zero, eye, zero))
+    last = _principal(lambda: (level(x) for x in images), CHANNELS)
+
+    # net_C: first layer (RGB), level 1; then for each digest unit a pass-through and the next level; then `last`.
+    convs = [layer for layer in codec.compressor if isinstance(layer, nn.Conv2d)]
+    width = 3
+    for index, conv in enumerate(convs[:-1]):
+        if index % 2 == 0:
+            _write(conv, torch.eye(width), torch.zeros(width), gain=gain)
+        else:
+            affine = carried[index // 2]
+            _write(conv, affine.matrix, affine.bias, unshuffle=True, gain=gain)
+            width = affine.bias.numel()
+    _write(convs[-1], last.matrix, last.bias, gain=gain)
+
+    # net_D: the latent itself, then level d from the latent, level d-1 from level d, ..., RGB from level 1.
+    convs = [layer for layer in codec.decompressor if isinstance(layer, nn.Conv2d)]
+    _write(convs[0], torch.eye(CHANNELS), torch.zeros(CHANNELS), gain=gain)
+    top = carried.pop()
+    _write(convs[1], top.back @ last.back, top.back @ last.back_bias + top.back_bias, gain=gain)
+    for conv, affine in zip(convs[2:], reversed(carried), strict=True):
+        _write(conv, affine.back, affine.back_bias, gain=gain)
+
+
+class _Affine:
+    """x -> matrix @ x + bias over the channels, in float64, and the map back.
+
+    matrix [outputs, inputs]; back [inputs, outputs], its right inverse; origin: what is left of the data's mean outside
+    the rows' span, which the map back adds again.
+    """
+
+    def __init__(self, matrix: Tensor, bias: Tensor, back: Tensor, origin: Tensor) -> None:
+        self.matrix, self.bias, self.back, self.origin = matrix, bias, back, origin
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.matrix[:, :, None, None], self.bias)
+
+    @property
+    def back_bias(self) -> Tensor:
+        return self.origin - self.back @ self.bias
+
+
+def _principal(batches: Callable[[], Iterator[Tensor]], components: int) -> _Affine:
+    """The affine map to the first principal components, each scaled so that the data lie in [0.05, 0.95].
+
+    batches: called for each pass over the data; yields float64 [1,C,h,w].
+    """
+    count, total, outer = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for x in batches():
+        rows = x[0].flatten(1)
+        count += rows.shape[1]
+        total = total + rows.sum(1)
+        outer = outer + rows @ rows.T
+    mean = total / count
+    vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean)).eigenvectors.flip(1)[:, :components]
+    # Eigenvectors have no sign of their own; fix it so that the same images always give the same codec.
+    vectors = vectors * vectors.sum(0).sign().where(vectors.sum(0) != 0, torch.ones(()).double())
+
+    low = torch.full((components,), torch.inf).double()
+    high = -low
+    for x in batches():
+        rows = vectors.T @ (x[0].flatten(1) - mean[:, None])
+        low, high = torch.minimum(low, rows.amin(1)), torch.maximum(high, rows.amax(1))
+    scale = 0.9 / (high - low).clamp_min(1e-6)
+    matrix = vectors.T * scale[:, None]
+    return _Affine(matrix, 0.05 - scale * low - matrix @ mean, vectors / scale, mean - vectors @ (vectors.T @ mean))
+
+
+def _write(conv: nn.Conv2d, matrix: Tensor, bias: Tensor, *, unshuffle: bool = False, gain: float = 1.0) -> None:
+    """Put matrix [outputs, inputs] into the first rows and columns of conv; other rows get zero-mean random kernels.
+
+    unshuffle: the inputs are those of pixel_unshuffle(x, 2), read by the taps at offsets 0 and 1.
+    """
+    assert conv.bias is not None
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    # All activations are positive: with a mean, a random kernel would mostly see that, and half of them would be dead.
+    conv.weight.sub_(conv.weight.mean(dim=(1, 2, 3), keepdim=True)).mul_(gain)
+    conv.bias.zero_()
+    rows = matrix.shape[0]
+    conv.weight[:rows] = 0.0
+    if unshuffle:
+        conv.weight[:rows, : matrix.shape[1] // 4, 1:, 1:] = matrix.reshape(rows, -1, 2, 2).to(conv.weight)
+    else:
+        conv.weight[:rows, : matrix.shape[1], 1, 1] = matrix.to(conv.weight)
+    conv.bias[:rows] = bias.to(conv.bias)
