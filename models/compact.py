@@ -1,0 +1,237 @@
+"""The compact networks: a codec trained for rate, and a pair of segmenters that share trunk and head.
+
+All of them work at 1/8 of the image's resolution, where a 480x360 frame has 2,700 positions, so that two CPU cores
+run them in real time. The codec follows the driving paper's contract (compress, integer symbols, decompress), but is
+trained with a rate term under `LaplaceRateModel`; the paper's own codec is in `kakaiya_codec.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .rate_model import LaplaceRateModel
+
+STRIDE = 8
+PATCH_VALUES = 3 * STRIDE * STRIDE
+
+
+class ResidualUnit(nn.Module):
+    """x + conv(relu(conv(x))), both 3x3; without normalisation, so that a codec's amplitudes survive."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class PatchTransform(nn.Module):
+    """A linear 1x1 map plus a residual branch at the same resolution: y = linear(x) + branch(x).
+
+    The linear part starts as the PCA (or its inverse) and runs in float32 even under autocast: bfloat16 has 8 bits of
+    mantissa, and a symbol has 8 bits, so a rounded linear part would be noise of half a quantisation step.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, units: int, entry_kernel: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(inputs, outputs, 1)
+        self.entry = nn.Conv2d(inputs, width, entry_kernel, padding=entry_kernel // 2)
+        self.units = nn.Sequential(*(ResidualUnit(width) for _ in range(units)))
+        self.exit = nn.Conv2d(width, outputs, 1)
+        nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.exit(F.relu(self.units(F.relu(self.entry(x)))))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linear(x.float()) + branch.float()
+
+
+class PatchCompressor(nn.Module):
+    """RGB in [0, 1], float32 (N, 3, H, W), to a float latent (N, C, H/8, W/8) whose quantisation step is 1."""
+
+    def __init__(self, channels: int, width: int, units: int) -> None:
+        super().__init__()
+        self.transform = PatchTransform(PATCH_VALUES, channels, width, units, entry_kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.transform(F.pixel_unshuffle(x - 0.5, STRIDE))
+        return y
+
+
+class PatchDecompressor(nn.Module):
+    """A dequantised latent, float32 (N, C, h, w), to RGB (N, 3, 8h, 8w), clamped to [0, 1] outside training."""
+
+    def __init__(self, channels: int, width: int, units: int) -> None:
+        super().__init__()
+        self.transform = PatchTransform(channels, PATCH_VALUES, width, units, entry_kernel=3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = F.pixel_shuffle(self.transform(z), STRIDE) + 0.5
+        # A clamp would kill the gradient of every value outside [0, 1] while training.
+        return x if self.training else x.clamp(0.0, 1.0)
+
+
+class CompactCodec(nn.Module):
+    """A codec at stride 8 whose latent is rounded to integers of `bits` bits: a fixed range that belongs to the codec.
+
+    Attributes
+    ----------
+    stride: source pixels per latent position, per axis.  channels: of the latent.  bits: of one symbol.
+    scaling: ("fixed", lo, hi) with hi - lo = 2**bits - 1, so that equation 2 of the driving paper is plain rounding.
+    """
+
+    stride = STRIDE
+
+    def __init__(
+        self, channels: int = 32, width: int = 128, encoder_units: int = 2, decoder_units: int = 3, bits: int = 8
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.bits = bits
+        self.scaling = ("fixed", -float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1))
+        self.compressor = PatchCompressor(channels, width, encoder_units)
+        self.decompressor = PatchDecompressor(channels, width, decoder_units)
+        self.rate_model = LaplaceRateModel(channels)
+
+    def compress(self, x: Tensor) -> Tensor:
+        """RGB float32 (N, 3, H, W) in [0, 1], sides multiples of 8, to a float latent (N, C, H/8, W/8)."""
+        z: Tensor = self.compressor(x)
+        return z
+
+    def decompress(self, z: Tensor) -> Tensor:
+        """A dequantised latent (N, C, h, w) to RGB float32 (N, 3, 8h, 8w)."""
+        x: Tensor = self.decompressor(z)
+        return x
+
+    def quantised(self, z: Tensor) -> Tensor:
+        """int2float(float2int(z)), with the gradient of the identity (straight-through)."""
+        _, lo, hi = self.scaling
+        return z + (z.round().clamp(lo, hi) - z).detach()
+
+    @torch.no_grad()
+    def pca_init(self, patches: Tensor, step: float = 24.0) -> None:
+        """Start as the PCA of 8x8 RGB patches, quantised with `step` (in units of 1/255 per orthonormal coefficient).
+
+        patches: float32 (M, 192) in [0, 1], in the channel order of `pixel_unshuffle`. M >= 192.
+        """
+        centred = patches.double() - 0.5
+        mean = centred.mean(0)
+        _, vectors = torch.linalg.eigh(torch.cov((centred - mean).T))
+        basis = vectors.flip(1)[:, : self.channels].T  # (C, 192), largest variance first
+        gain = 255.0 / step
+        linear, inverse = self.compressor.transform.linear, self.decompressor.transform.linear
+        linear.weight.copy_((basis * gain)[:, :, None, None])
+        linear.bias.copy_(-(basis @ mean) * gain)  # type: ignore[union-attr]
+        inverse.weight.copy_((basis.T / gain)[:, :, None, None])
+        inverse.bias.copy_(mean)  # type: ignore[union-attr]
+
+
+class ConvBnRelu(nn.Sequential):
+    """conv (no bias), batch norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class DilatedUnit(nn.Module):
+    """A basic residual block whose two 3x3 convolutions share one dilation."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.first = ConvBnRelu(width, width, dilation=dilation)
+        self.conv = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.conv(self.first(x))))
+
+
+class CompactTrunk(nn.Module):
+    """Residual blocks of growing dilation at 1/8 resolution, a global branch, and a sub-pixel head.
+
+    Input (N, width, h, w); logits (N, classes, 4h, 4w): the last 1x1 convolution makes 4x4 logits a position, since
+    poles and signs are thinner than the eight pixels that one position covers.
+    """
+
+    def __init__(self, classes: int, width: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(DilatedUnit(width, d) for d in dilations))
+        self.context = nn.Conv2d(width, width, 1)
+        self.fuse = ConvBnRelu(width, width)
+        self.dropout = nn.Dropout2d(0.1)
+        self.classifier = nn.Conv2d(width, classes * 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(x)
+        x = x + F.relu(self.context(x.mean((2, 3), keepdim=True)))
+        return F.pixel_shuffle(self.classifier(self.dropout(self.fuse(x))), 4)
+
+
+class CompactSegmenter(nn.Module):
+    """An entry to 1/8 resolution followed by the shared trunk.
+
+    Attributes
+    ----------
+    classes: number of classes.  stride_in: source pixels per input position (1 for RGB, 8 for a latent).
+    logit_stride: source pixels per logit.  align_corners: of the final bilinear upsampling to pixels.
+    """
+
+    logit_stride = 2
+    align_corners = False
+
+    def __init__(self, entry: nn.Module, stride_in: int, classes: int, width: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.classes = classes
+        self.stride_in = stride_in
+        self.entry = entry
+        self.trunk = CompactTrunk(classes, width, dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """RGB (N, 3, H, W) in [0, 1] or a dequantised latent (N, C, H/8, W/8) to logits (N, classes, H/2, W/2)."""
+        logits: Tensor = self.trunk(self.entry(x))
+        return logits
+
+
+DILATIONS = (1, 2, 4, 8, 4)
+
+
+def compact_codec(
+    channels: int = 32, width: int = 128, encoder_units: int = 2, decoder_units: int = 3, bits: int = 8
+) -> CompactCodec:
+    """The registry's "compact-codec"."""
+    return CompactCodec(channels, width, encoder_units, decoder_units, bits)
+
+
+def compact_rgb_segmenter(
+    classes: int = 11, width: int = 128, dilations: Sequence[int] = DILATIONS
+) -> CompactSegmenter:
+    """The registry's "compact-rgb": three strided convolutions bring RGB to 1/8, then the shared trunk."""
+    entry = nn.Sequential(
+        nn.BatchNorm2d(3, affine=False),
+        ConvBnRelu(3, width // 4, stride=2),
+        ConvBnRelu(width // 4, width // 2, stride=2),
+        ConvBnRelu(width // 2, width, stride=2),
+    )
+    return CompactSegmenter(entry, 1, classes, width, dilations)
+
+
+def compact_latent_segmenter(
+    classes: int = 11, channels: int = 32, width: int = 128, dilations: Sequence[int] = DILATIONS
+) -> CompactSegmenter:
+    """The registry's "compact-latent": one 3x3 convolution from the latent's channels, then the shared trunk."""
+    # The latent's channels differ in scale a hundredfold (DC against the highest frequency): normalise them first.
+    entry = nn.Sequential(nn.BatchNorm2d(channels, affine=False), ConvBnRelu(channels, width))
+    return CompactSegmenter(entry, STRIDE, classes, width, dilations)

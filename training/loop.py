@@ -1,0 +1,184 @@
+"""The training loop that codec and segmenter share: seeding, schedule, averaging, checkpoints, progress, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import ArtifactError, InputError, UsageError
+from . import checkpoint
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What every run has. Learning rate: linear warm-up, then cosine to `final_lr_share` of the peak."""
+
+    steps: int
+    seed: int = 0
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: int = 200
+    final_lr_share: float = 0.01
+    ema: float = 0.999
+    clip_norm: float = 1.0
+    interval: int = 200
+    bf16: bool = True
+    threads: int = 0
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The generator of one step's batch: a function of seed and step, so resuming needs no stored state."""
+    return np.random.default_rng([seed, step])
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Learning rate of a step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    share = config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.lr * share
+
+
+class Run:
+    """One training run in a folder: `state.safetensors` (resume), `log.jsonl`, and at the end `model.safetensors`.
+
+    Parameters
+    ----------
+    folder: made if missing. An existing state needs `resume=True`, and the same settings but for the number of threads.
+    network, options: what the weights are of (registry).
+    module: the network that is trained and averaged.
+    settings: everything that decides the result; stored, and compared on resume.
+    extra: scalars of the trainer's own that must survive a resume (a rate controller, say).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        network: str,
+        options: dict[str, Any],
+        module: nn.Module,
+        config: LoopConfig,
+        settings: dict[str, Any],
+        *,
+        resume: bool = False,
+        extra: dict[str, float] | None = None,
+    ) -> None:
+        self.folder, self.network, self.options, self.module, self.config = folder, network, options, module, config
+        self.settings = {**settings, "loop": {k: v for k, v in asdict(config).items() if k != "threads"}}
+        self.extra = dict(extra or {})
+        decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.lr,
+        )
+        self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.step = 0
+        self.seconds = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.state_path.exists():
+            if not resume:
+                raise UsageError(f"{folder} already holds a run", hint="add --resume to go on, or choose another --out")
+            self._restore()
+        elif resume:
+            raise InputError(f"nothing to resume in {folder}", hint="leave --resume out to start a run there")
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def _restore(self) -> None:
+        tensors, metadata = checkpoint.load(self.state_path)
+        if metadata["settings"] != json.loads(json.dumps(self.settings)):
+            differing = [k for k in self.settings if json.loads(json.dumps(self.settings[k])) != metadata["settings"].get(k)]
+            raise ArtifactError(
+                f"the run in {self.folder} was started with other settings: {', '.join(differing) or 'fewer or more'}",
+                hint="repeat the options of the first call (see its log.jsonl), or choose another --out",
+            )
+        self.module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        self.average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+        checkpoint.restore_optimizer(
+            self.optimizer, {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
+        )
+        self.step, self.seconds, self.extra = metadata["step"], metadata["seconds"], metadata["extra"]
+
+    def save_state(self) -> None:
+        """Write the resume state, atomically."""
+        tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in checkpoint.flatten_optimizer(self.optimizer).items()}
+        facts = {"step": self.step, "seconds": self.seconds, "settings": self.settings, "extra": self.extra}
+        checkpoint.save(self.state_path, tensors, facts)
+
+    def _average_in(self) -> None:
+        # Early on the average must forget the start, so its horizon grows with the step.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.module.state_dict().items():
+                kept = self.average[name]
+                if kept.dtype.is_floating_point:
+                    kept.lerp_(value.detach(), 1 - decay)
+                else:
+                    kept.copy_(value)
+
+    def train(self, losses: Callable[[int], tuple[Tensor, dict[str, float]]], *, progress: bool = True) -> Path:
+        """Run to the last step; `losses(step)` gives the loss and figures to log. Returns the weights' path."""
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        self.module.train()
+        log = (self.folder / "log.jsonl").open("a")
+        bar = tqdm(total=self.config.steps, initial=self.step, disable=not progress, unit="step", mininterval=2.0)
+        started = time.perf_counter() - self.seconds
+        sums: dict[str, float] = {}
+        count = 0
+        try:
+            while self.step < self.config.steps:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(self.config, self.step)
+                torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout, too, is a function of the step
+                loss, figures = losses(self.step)
+                if not torch.isfinite(loss):
+                    raise ArtifactError(
+                        f"the loss is {loss.item()} at step {self.step}", hint="lower --lr; --resume goes back one interval"
+                    )
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+                self.optimizer.step()
+                self.step += 1
+                self._average_in()
+                for name, value in {"loss": loss.item(), **figures}.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                count += 1
+                bar.update()
+                if self.step % 20 == 0:
+                    bar.set_postfix({k: f"{v / count:.4g}" for k, v in sums.items()}, refresh=False)
+                if self.step % self.config.interval == 0 or self.step == self.config.steps:
+                    self.seconds = time.perf_counter() - started
+                    row = {"step": self.step, "seconds": round(self.seconds, 1), "lr": learning_rate(self.config, self.step)}
+                    log.write(json.dumps(row | {k: v / count for k, v in sums.items()}) + "\n")
+                    log.flush()
+                    self.save_state()
+                    sums, count = {}, 0
+        finally:
+            bar.close()
+            log.close()
+        return self.save_weights()
+
+    def save_weights(self) -> Path:
+        """Write the averaged weights as the run's result."""
+        path = self.folder / "model.safetensors"
+        facts = {"settings": self.settings, "steps": self.step, "seconds": round(self.seconds, 1), **self.extra}
+        checkpoint.save_weights(path, self.network, self.options, self.average, facts)
+        return path

@@ -1,0 +1,132 @@
+"""Training of the codecs: ours for rate and distortion, the paper's for distortion alone, as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UsageError
+from ..models import registry
+from . import checkpoint
+from .augment import random_patch, to_float
+from .loop import LoopConfig, Run, step_rng
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """A codec's training.
+
+    target_bpp: wanted rate of the codec's own rate model, bits per pixel; the weight of the distortion is steered
+        towards it. None for networks without a rate model (the paper's), which train on distortion alone.
+    patch, batch: side of the square crops and how many a step.
+    scales: range of the random rescaling of the crops.
+    """
+
+    target_bpp: float | None = None
+    patch: int = 256
+    batch: int = 8
+    scales: tuple[float, float] = (0.5, 1.25)
+    pca_patches: int = 200_000
+
+
+def sample_patches(frames: Sequence[NDArray[np.uint8]], side: int, count: int, seed: int) -> Tensor:
+    """Random square patches, float32 (count, 3, side, side) in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    out = torch.empty(count, 3, side, side)
+    for index in range(count):
+        frame = frames[rng.integers(len(frames))]
+        top, left = rng.integers(frame.shape[0] - side + 1), rng.integers(frame.shape[1] - side + 1)
+        out[index] = to_float(frame[top : top + side, left : left + side])
+    return out
+
+
+def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: CodecConfig, seed: int) -> None:
+    """Data-dependent PCA start of either codec family: 8x8 patches for ours, a hierarchy of 2x2 ones for the paper's."""
+    if config.target_bpp is not None:
+        patches = sample_patches(frames, 8, config.pca_patches // 10, seed)
+        # The quantisation step that a transform code would use at this rate, within a factor of about two.
+        codec.pca_init(F.pixel_unshuffle(patches, 8)[:, :, 0, 0], step=50.0 * (0.4 / config.target_bpp) ** 0.8)  # type: ignore[operator]
+        return
+    from ..models.kakaiya_codec import pca_init
+
+    side = min(128, *(min(f.shape[:2]) for f in frames))
+    pca_init(codec, sample_patches(frames, side, 64, seed))  # type: ignore[arg-type]
+
+
+def train_codec(
+    network: str,
+    frames: Sequence[NDArray[np.uint8]],
+    folder: Path,
+    config: CodecConfig,
+    loop: LoopConfig,
+    *,
+    options: dict[str, Any] | None = None,
+    init: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    data_note: str = "",
+) -> Path:
+    """Train a codec and return the path of its weights.
+
+    network: a codec of the registry. frames: RGB uint8 (H, W, 3). init: weights to start from, instead of the PCA.
+
+    Loss. With a target rate: MSE * lambda + bpp, MSE in units of (1/255)^2, lambda steered so that the bpp of
+    `rate_model` meets the target. Without one: MSE on [0, 1], and no quantisation, as the driving paper trains.
+    """
+    if registry.entry(network).kind != "codec":
+        raise UsageError(f"'{network}' is not a codec", hint=f"codecs: {', '.join(registry.names('codec'))}")
+    options = dict(options or {})
+    torch.manual_seed(loop.seed)
+    codec = registry.create(network, **options)
+    rate_model = getattr(codec, "rate_model", None)
+    if (rate_model is None) != (config.target_bpp is None):
+        found = "has no rate model" if rate_model is None else "is trained for a rate"
+        raise UsageError(f"'{network}' {found}", hint="give --target-bpp for compact-codec, and only for it")
+    if init is not None:
+        codec.load_state_dict(checkpoint.load_weights(init, kinds=("codec",)).tensors)
+    elif not resume:
+        initialise(codec, frames, config, loop.seed)
+    settings = {
+        "codec": {k: v for k, v in vars(config).items()},
+        "data": data_note,
+        "init": checkpoint.load_weights(init).content_id if init else "pca",
+    }
+    run = Run(
+        folder, network, options, codec, loop, settings, resume=resume,
+        extra={"log_lambda": math.log(0.004), "smooth_bpp": config.target_bpp or 0.0},
+    )  # fmt: skip
+
+    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = step_rng(loop.seed, step)
+        x = torch.stack(
+            [random_patch(frames[rng.integers(len(frames))], config.patch, rng, config.scales) for _ in range(config.batch)]
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+            z = codec.compress(x)  # type: ignore[operator]
+            if rate_model is None:
+                decoded = codec.decompress(z)  # type: ignore[operator]
+            else:
+                z = codec.quantised(z.float())  # type: ignore[operator]
+                decoded = codec.decompress(z)  # type: ignore[operator]
+        mse = F.mse_loss(decoded.float(), x)
+        psnr = -10 * math.log10(max(mse.item(), 1e-10))
+        if rate_model is None:
+            return mse * 255.0, {"psnr": psnr}
+        bpp = rate_model(z) / (x.shape[0] * x.shape[2] * x.shape[3])
+        assert config.target_bpp is not None
+        smooth = run.extra["smooth_bpp"] = 0.98 * run.extra["smooth_bpp"] + 0.02 * bpp.item()
+        # An integral controller on log(lambda): above the target the distortion must count for less.
+        run.extra["log_lambda"] += 0.004 * max(-1.0, min(1.0, 3.0 * (config.target_bpp - smooth) / config.target_bpp))
+        loss = mse * 255.0**2 * math.exp(run.extra["log_lambda"]) + bpp
+        return loss, {"psnr": psnr, "bpp": bpp.item(), "lambda": math.exp(run.extra["log_lambda"])}
+
+    return run.train(losses, progress=progress)

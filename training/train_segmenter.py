@@ -1,0 +1,149 @@
+"""Training of the segmenters: on RGB, or on the latents of a frozen codec, with one recipe for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UsageError
+from ..models import registry
+from . import checkpoint
+from .augment import random_view
+from .data import IGNORE
+from .loop import LoopConfig, Run, step_rng
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """A segmenter's training.
+
+    size: canvas (height, width) of the augmented views; multiples of the codec's stride.
+    class_weight_power: class weights are (median frequency / frequency) ** power, clipped to [0.3, 4].
+    aux_weight: weight of the auxiliary head's loss where the network has one (0.4 in DGCNet).
+    """
+
+    size: tuple[int, int] = (360, 480)
+    batch: int = 8
+    scales: tuple[float, float] = (0.6, 1.9)
+    jitter: float = 0.25
+    class_weight_power: float = 0.5
+    aux_weight: float = 0.4
+
+
+def class_weights(labels: Sequence[NDArray[np.uint8]], classes: int, power: float) -> Tensor:
+    """Loss weights, float32 (classes,), from the pixel frequencies in `labels` (uint8, `IGNORE` left out)."""
+    counts = sum(np.bincount(label.ravel(), minlength=256)[:classes] for label in labels)
+    frequency = np.maximum(np.asarray(counts, np.float64), 1.0)
+    return torch.tensor(np.clip((np.median(frequency) / frequency) ** power, 0.3, 4.0), dtype=torch.float32)
+
+
+class Encoder(nn.Module):
+    """What a segmenter sees of an image: the image itself, or the dequantised latent of a frozen codec.
+
+    The quantisation is the one of the stream (equations 2 and 4), so training sees exactly what decoding gives.
+    """
+
+    def __init__(self, codec: nn.Module | None) -> None:
+        super().__init__()
+        self.codec = codec
+        if codec is not None:
+            codec.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """RGB float32 (N, 3, H, W) in [0, 1] to the segmenter's input."""
+        if self.codec is None:
+            return x
+        z = self.codec.compress(x).float()  # type: ignore[operator]
+        return requantise(z, self.codec.bits, self.codec.scaling)  # type: ignore[arg-type]
+
+
+def requantise(z: Tensor, bits: int, scaling: tuple[str, float, float]) -> Tensor:
+    """int2float(float2int(z)) in torch, float32 (N, C, h, w), for the scaling modes tensor, channel and fixed."""
+    mode, lo_fixed, hi_fixed = scaling
+    if mode == "fixed":
+        lo, hi = torch.tensor(lo_fixed), torch.tensor(hi_fixed)
+    else:
+        axes = (1, 2, 3) if mode == "tensor" else (2, 3)
+        lo, hi = z.amin(axes, keepdim=True), z.amax(axes, keepdim=True)
+    levels = 2**bits - 1
+    span = hi - lo
+    q = ((z - lo) * torch.where(span > 0, levels / span, torch.zeros_like(span))).round().clamp(0, levels)
+    return q * (span / levels) + lo
+
+
+def train_segmenter(
+    network: str,
+    images: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.uint8]],
+    classes: int,
+    folder: Path,
+    config: SegmenterConfig,
+    loop: LoopConfig,
+    *,
+    codec: Path | None = None,
+    options: dict[str, Any] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    data_note: str = "",
+) -> Path:
+    """Train a segmenter with cross-entropy and return the path of its weights.
+
+    images: RGB uint8 (H, W, 3); labels: uint8 (H, W), `IGNORE` where there is no class. codec: weights of the frozen
+    codec, needed by a latent segmenter and refused by an RGB one. The augmentation acts on the image, before encoding.
+    """
+    kind = registry.entry(network).kind
+    if kind not in {"rgb_segmenter", "latent_segmenter"}:
+        raise UsageError(f"'{network}' is not a segmenter", hint=f"see: {', '.join(registry.names())}")
+    if (kind == "latent_segmenter") != (codec is not None):
+        raise UsageError(
+            f"'{network}' is a {kind}: it {'needs' if codec is None else 'takes no'} codec",
+            hint="--codec RUN goes with the latent segmenters, and only with them",
+        )
+    options = {"classes": classes, **(options or {})}
+    codec_id = ""
+    frozen = None
+    if codec is not None:
+        weights = checkpoint.load_weights(codec, kinds=("codec",))
+        frozen, codec_id = weights.build(), weights.content_id
+        if network == "compact-latent":
+            options.setdefault("channels", frozen.channels)
+    torch.manual_seed(loop.seed)
+    module = registry.create(network, **options)
+    encoder = Encoder(frozen)
+    weight = class_weights(labels, classes, config.class_weight_power)
+    settings = {"segmenter": {k: v for k, v in vars(config).items()}, "data": data_note, "codec": codec_id}
+    run = Run(folder, network, options, module, loop, settings, resume=resume)
+
+    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        full = F.interpolate(
+            logits.float(), size=target.shape[1:], mode="bilinear", align_corners=bool(module.align_corners)
+        )
+        return F.cross_entropy(full, target, weight=weight, ignore_index=IGNORE)
+
+    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = step_rng(loop.seed, step)
+        views = []
+        for _ in range(config.batch):
+            index = rng.integers(len(images))
+            views.append(random_view(images[index], labels[index], config.size, rng, config.scales, config.jitter))
+        x = torch.stack([view for view, _ in views])
+        target = torch.stack([label for _, label in views])
+        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+            out = module(encoder(x))
+        if isinstance(out, tuple):
+            logits, aux = out
+            loss = cross_entropy(logits, target) + config.aux_weight * cross_entropy(aux, target)
+        else:
+            loss = cross_entropy(out, target)
+        return loss, {}
+
+    return run.train(losses, progress=progress)
