@@ -8,6 +8,7 @@ the paper, per-tensor minimum and maximum) acts between the two networks at infe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -122,67 +123,86 @@ def pca_init(codec: KakaiyaCodec, images: Tensor, *, gain: float = 1.0) -> None:
     if blocks < 3 * s * s:
         raise UsageError(f"pca_init wants at least {3 * s * s} blocks of {s}x{s} pixels, found {blocks}")
 
-    # Level l holds a block of 2^l x 2^l pixels in n_l channels; `carried` are the affine maps from level to level.
-    carried: list[_Affine] = []
+    # Level l holds blocks of 2^l x 2^l pixels: levels[l - 1] projects four blocks of the level below to one.
+    levels: list[_Projection] = []
 
-    def level(x: Tensor) -> Tensor:
+    def coordinates(x: Tensor) -> Tensor:
         x = x[None].double()
-        for affine in carried:
-            x = affine(F.pixel_unshuffle(x, 2))
+        for level in levels:
+            x = level(F.pixel_unshuffle(x, 2))
         return x
 
-    size = 3
     for _ in range(codec.d + 1):
-        size *= 4
-        if size > WIDTH:
-            carried.append(_principal(lambda: (F.pixel_unshuffle(level(x), 2) for x in images), WIDTH))
-            size = WIDTH
+        below = levels[-1] if levels else _Projection.identity(3)
+        if 4 * below.outputs <= WIDTH:
+            levels.append(_Projection.identity(4 * below.outputs))
         else:
-            eye, zero = torch.eye(size).double(), torch.zeros(size).double()
-            carried.append(_Affine(eye, zero, eye, zero))
-    last = _principal(lambda: (level(x) for x in images), CHANNELS)
+            levels.append(_principal(lambda: (F.pixel_unshuffle(coordinates(x), 2) for x in images), WIDTH))
+    last = _principal(lambda: (coordinates(x) for x in images), CHANNELS)
 
     # net_C: first layer (RGB), level 1; then for each digest unit a pass-through and the next level; then `last`.
     convs = [layer for layer in codec.compressor if isinstance(layer, nn.Conv2d)]
-    width = 3
-    for index, conv in enumerate(convs[:-1]):
-        if index % 2 == 0:
-            _write(conv, torch.eye(width), torch.zeros(width), gain=gain)
-        else:
-            affine = carried[index // 2]
-            _write(conv, affine.matrix, affine.bias, unshuffle=True, gain=gain)
-            width = affine.bias.numel()
-    _write(convs[-1], last.matrix, last.bias, gain=gain)
+    below = _Projection.identity(3)
+    for carry, project, level in zip(convs[0:-1:2], convs[1:-1:2], levels, strict=True):
+        _write(carry, torch.eye(below.outputs), torch.zeros(below.outputs), gain=gain)
+        _write(project, *level.forth(below.four()), unshuffle=True, gain=gain)
+        below = level
+    _write(convs[-1], *last.forth(below), gain=gain)
 
     # net_D: the latent itself, then level d from the latent, level d-1 from level d, ..., RGB from level 1.
     convs = [layer for layer in codec.decompressor if isinstance(layer, nn.Conv2d)]
     _write(convs[0], torch.eye(CHANNELS), torch.zeros(CHANNELS), gain=gain)
-    top = carried.pop()
-    _write(convs[1], top.back @ last.back, top.back @ last.back_bias + top.back_bias, gain=gain)
-    for conv, affine in zip(convs[2:], reversed(carried), strict=True):
-        _write(conv, affine.back, affine.back_bias, gain=gain)
+    belows = [_Projection.identity(3), *levels]
+    for conv, level, below in zip(convs[:0:-1], levels, belows, strict=False):
+        matrix, bias = level.back(below.four())
+        if conv is convs[1]:
+            top_matrix, top_bias = last.back(level)
+            matrix, bias = matrix @ top_matrix, matrix @ top_bias + bias
+        _write(conv, matrix, bias, gain=gain)
 
 
-class _Affine:
-    """x -> matrix @ x + bias over the channels, in float64, and the map back.
+@dataclass(frozen=True)
+class _Projection:
+    """Coordinates c = vectors^T (x - mean) over the channels, carried by the network as c * scale + offset.
 
-    matrix [outputs, inputs]; back [inputs, outputs], its right inverse; origin: what is left of the data's mean outside
-    the rows' span, which the map back adds again.
+    vectors [inputs, outputs] with orthonormal columns; mean [inputs]; scale and offset [outputs]. All float64. The next
+    projection is found on c itself, so that the scales of the network do not enter it.
     """
 
-    def __init__(self, matrix: Tensor, bias: Tensor, back: Tensor, origin: Tensor) -> None:
-        self.matrix, self.bias, self.back, self.origin = matrix, bias, back, origin
+    vectors: Tensor
+    mean: Tensor
+    scale: Tensor
+    offset: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.matrix[:, :, None, None], self.bias)
+    @classmethod
+    def identity(cls, size: int) -> _Projection:
+        zeros, ones = torch.zeros(size).double(), torch.ones(size).double()
+        return cls(torch.eye(size).double(), zeros, ones, zeros)
 
     @property
-    def back_bias(self) -> Tensor:
-        return self.origin - self.back @ self.bias
+    def outputs(self) -> int:
+        return self.vectors.shape[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.conv2d(x - self.mean[:, None, None], self.vectors.T[:, :, None, None])
+
+    def four(self) -> _Projection:
+        """Scale and offset as pixel_unshuffle(x, 2) orders the channels: each one four times."""
+        return replace(self, scale=self.scale.repeat_interleave(4), offset=self.offset.repeat_interleave(4))
+
+    def forth(self, below: _Projection) -> tuple[Tensor, Tensor]:
+        """Matrix and bias from what the network carries of `below` to what it carries of this."""
+        matrix = self.scale[:, None] * self.vectors.T / below.scale
+        return matrix, self.offset - self.scale * (self.vectors.T @ self.mean) - matrix @ below.offset
+
+    def back(self, below: _Projection) -> tuple[Tensor, Tensor]:
+        """Matrix and bias of the least-squares way back."""
+        matrix = below.scale[:, None] * self.vectors / self.scale
+        return matrix, below.offset + below.scale * self.mean - matrix @ self.offset
 
 
-def _principal(batches: Callable[[], Iterator[Tensor]], components: int) -> _Affine:
-    """The affine map to the first principal components, each scaled so that the data lie in [0.05, 0.95].
+def _principal(batches: Callable[[], Iterator[Tensor]], components: int) -> _Projection:
+    """The first principal components, each scaled and shifted so that the data lie in [0.05, 0.95].
 
     batches: called for each pass over the data; yields float64 [1,C,h,w].
     """
@@ -190,12 +210,11 @@ def _principal(batches: Callable[[], Iterator[Tensor]], components: int) -> _Aff
     for x in batches():
         rows = x[0].flatten(1)
         count += rows.shape[1]
-        total = total + rows.sum(1)
-        outer = outer + rows @ rows.T
+        total, outer = total + rows.sum(1), outer + rows @ rows.T
     mean = total / count
     vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean)).eigenvectors.flip(1)[:, :components]
     # Eigenvectors have no sign of their own; fix it so that the same images always give the same codec.
-    vectors = vectors * vectors.sum(0).sign().where(vectors.sum(0) != 0, torch.ones(()).double())
+    vectors = torch.where(vectors.sum(0) < 0, -vectors, vectors)
 
     low = torch.full((components,), torch.inf).double()
     high = -low
@@ -203,8 +222,7 @@ def _principal(batches: Callable[[], Iterator[Tensor]], components: int) -> _Aff
         rows = vectors.T @ (x[0].flatten(1) - mean[:, None])
         low, high = torch.minimum(low, rows.amin(1)), torch.maximum(high, rows.amax(1))
     scale = 0.9 / (high - low).clamp_min(1e-6)
-    matrix = vectors.T * scale[:, None]
-    return _Affine(matrix, 0.05 - scale * low - matrix @ mean, vectors / scale, mean - vectors @ (vectors.T @ mean))
+    return _Projection(vectors, mean, scale, 0.05 - scale * low)
 
 
 def _write(conv: nn.Conv2d, matrix: Tensor, bias: Tensor, *, unshuffle: bool = False, gain: float = 1.0) -> None:

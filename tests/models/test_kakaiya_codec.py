@@ -87,7 +87,7 @@ def test_pca_init_is_a_pca(d: int, height: int, width: int) -> None:
 
 def test_pca_init_d3_is_hierarchical() -> None:
     torch.manual_seed(0)
-    images = smooth_images(6, 160, 176)
+    images = smooth_images(8, 160, 176)
     codec = registry.create("kakaiya-codec-d3")
     pca_init(codec, torch.from_numpy(images))
     with torch.no_grad():
@@ -126,4 +126,4 @@ def test_pca_init_on_camvid(shared_data: Path) -> None:
     frames = load("val", 10)
     with torch.no_grad():
         error = ((codec(frames) - frames) ** 2).mean(dim=(1, 2, 3))
-    assert float((-10 * error.log10()).mean()) > 26.0
+    assert float((-10 * error.log10()).mean()) > 26.8
