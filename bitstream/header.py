@@ -1,0 +1,256 @@
+"""The stream header: what every frame of a stream shares, 100 bytes, written twice.
+
+Layout of one copy (little-endian; docs/format.md has the same table):
+
+    0..7    magic 89 4C 53 45 47 0D 0A 1A     40..43  frame rate, denominator   u32
+    8..9    version                     u16   44..47  fixed lo                  f32
+    10      coder                       u8    48..51  fixed hi                  f32
+    11      dictionary                  u8    52..55  lane symbols              u32
+    12      bits                        u8    56..63  zero (coder parameters)
+    13      scaling mode                u8    64..95  codec id                  32 bytes
+    14..15  zero                        u16   96..99  CRC32 of bytes 0..95      u32
+    16..27  latent C, h, w              3 x u32
+    28..35  source height, width        2 x u32
+    36..39  frame rate, numerator       u32
+
+A header is checked in full before anything is allocated from what it says.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from ..errors import ArtifactError, InputError, UsageError
+
+# The first byte is not text and not UTF-8; CR LF and ^Z show a stream that was sent as text (as PNG does it).
+MAGIC = b"\x89LSEG\r\n\x1a"
+VERSION = 1
+COPY_BYTES = 100
+HEADER_BYTES = 2 * COPY_BYTES
+
+# Caps. What lies above them is refused before it is allocated: 2^26 symbols are 256 MiB of float32, enough for a
+# 16384 x 16384 frame at stride 8 with 16 channels.
+MAX_CHANNELS = 4096
+MAX_SIDE = 1 << 16
+MAX_SYMBOLS = 1 << 26
+MAX_SOURCE_PIXELS = 1 << 28
+MIN_LANE_SYMBOLS = 16
+MAX_LANE_SYMBOLS = 1 << 24
+
+ScalingMode = Literal["tensor", "channel", "fixed"]
+Dictionary = Literal["frame", "channel"]
+SCALING_MODES: tuple[ScalingMode, ...] = get_args(ScalingMode)
+DICTIONARIES: tuple[Dictionary, ...] = get_args(Dictionary)
+# Byte value of a coder in the header. A new coder takes the next number and the version stays: a reader that does not
+# know the number says so.
+CODERS = {"huffman": 1}
+
+_FIXED = struct.Struct("<8sHBBBBH3I2I2I2fI8s32s")
+assert _FIXED.size == COPY_BYTES - 4
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Where the range (lo, hi) of float2int comes from (paper eq. 2 and 4).
+
+    mode: "tensor" (min and max of each frame's latent, stored in its payload), "channel" (the same for each channel)
+    or "fixed" (belongs to the codec, stored once in the stream header).
+    lo, hi: the fixed range, kept as the float32 that the file stores; 0.0 for the other modes.
+    """
+
+    mode: ScalingMode
+    lo: float = 0.0
+    hi: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in SCALING_MODES:
+            raise UsageError(f"scaling mode {self.mode!r}: expected one of {', '.join(SCALING_MODES)}")
+        with np.errstate(over="ignore"):
+            lo, hi = np.float32(self.lo), np.float32(self.hi)
+            span = np.float32(255) * (hi - lo)
+        if self.mode != "fixed" and (lo != 0 or hi != 0):
+            raise UsageError(f"scaling mode {self.mode!r} takes no lo and hi: the frames carry them")
+        if not (np.isfinite(span) and lo <= hi):
+            raise InputError(f"fixed scaling range [{self.lo}, {self.hi}]: expected finite lo <= hi")
+        object.__setattr__(self, "lo", float(lo))
+        object.__setattr__(self, "hi", float(hi))
+
+
+@dataclass(frozen=True)
+class StreamHeader:
+    """What every frame of a stream shares. Values are checked when it is made (InputError with found and expected).
+
+    codec_id: 32 bytes, sha256 that names the codec; 32 zero bytes: unnamed.
+    latent_shape: (C, h, w) of each frame's symbols.
+    bits: n of float2int, 1..8; symbols lie in [0, 2^n).
+    source_size: (height, width) of the source frames in pixels; (0, 0): unknown.
+    frame_rate: (numerator, denominator) in frames a second; (0, 1): unknown.
+    dictionary: one Huffman code a "frame" (as in the paper) or one a "channel".
+    coder: name of the entropy coder.
+    lane_symbols: symbols in an independently decodable lane (the last one of a frame or channel may be shorter).
+    """
+
+    codec_id: bytes
+    latent_shape: tuple[int, int, int]
+    bits: int
+    scaling: Scaling
+    source_size: tuple[int, int] = (0, 0)
+    frame_rate: tuple[int, int] = (0, 1)
+    dictionary: Dictionary = "channel"
+    coder: str = "huffman"
+    lane_symbols: int = 1024
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "latent_shape", tuple(int(v) for v in self.latent_shape))
+        object.__setattr__(self, "source_size", tuple(int(v) for v in self.source_size))
+        object.__setattr__(self, "frame_rate", tuple(int(v) for v in self.frame_rate))
+        _check(self)
+
+    @property
+    def symbols(self) -> int:
+        """Symbols in a frame, C * h * w."""
+        c, h, w = self.latent_shape
+        return c * h * w
+
+    @property
+    def payload_cap(self) -> int:
+        """Bytes that no frame's payload may exceed: 3 a symbol, 1024 a channel and 4096, for any coder to come."""
+        return 4096 + 1024 * self.latent_shape[0] + 3 * self.symbols
+
+
+def _check(header: StreamHeader) -> None:
+    def require(good: bool, what: str, expected: str) -> None:
+        if not good:
+            raise InputError(f"stream header: {what}, expected {expected}")
+
+    require(len(header.codec_id) == 32, f"codec id of {len(header.codec_id)} bytes", "32")
+    require(len(header.latent_shape) == 3, f"latent shape {header.latent_shape}", "(C, h, w)")
+    c, h, w = header.latent_shape
+    require(1 <= c <= MAX_CHANNELS, f"{c} latent channels", f"1..{MAX_CHANNELS}")
+    require(1 <= h <= MAX_SIDE and 1 <= w <= MAX_SIDE, f"latent of {h} x {w}", f"sides in 1..{MAX_SIDE}")
+    require(c * h * w <= MAX_SYMBOLS, f"{c} x {h} x {w} = {c * h * w} symbols a frame", f"at most {MAX_SYMBOLS}")
+    require(1 <= header.bits <= 8, f"{header.bits} bits a symbol", "1..8")
+    height, width = header.source_size
+    known = 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and height * width <= MAX_SOURCE_PIXELS
+    require(
+        known or (height, width) == (0, 0),
+        f"source frames of {height} x {width}",
+        f"sides in 1..{MAX_SIDE} and at most {MAX_SOURCE_PIXELS} pixels, or 0 x 0 for unknown",
+    )
+    num, den = header.frame_rate
+    require(0 <= num < 1 << 32 and 1 <= den < 1 << 32, f"frame rate {num}/{den}", "num >= 0 and den >= 1, 32 bits")
+    lane = header.lane_symbols
+    require(
+        MIN_LANE_SYMBOLS <= lane <= MAX_LANE_SYMBOLS,
+        f"lanes of {lane} symbols",
+        f"{MIN_LANE_SYMBOLS}..{MAX_LANE_SYMBOLS}",
+    )
+    if header.coder not in CODERS:
+        raise ArtifactError(f"coder {header.coder!r} is not known: expected one of {', '.join(CODERS)}")
+    if header.dictionary not in DICTIONARIES:
+        raise UsageError(f"dictionary {header.dictionary!r}: expected one of {', '.join(DICTIONARIES)}")
+
+
+def pack_header(header: StreamHeader) -> bytes:
+    """The header's bytes, both copies: 200 bytes."""
+    body = _FIXED.pack(
+        MAGIC,
+        VERSION,
+        CODERS[header.coder],
+        DICTIONARIES.index(header.dictionary),
+        header.bits,
+        SCALING_MODES.index(header.scaling.mode),
+        0,
+        *header.latent_shape,
+        *header.source_size,
+        *header.frame_rate,
+        header.scaling.lo,
+        header.scaling.hi,
+        header.lane_symbols,
+        bytes(8),
+        header.codec_id,
+    )
+    copy = body + struct.pack("<I", zlib.crc32(body))
+    return copy + copy
+
+
+def copy_is_good(copy: bytes) -> bool:
+    """Whether one 100-byte copy of a header carries the magic and its own CRC fits."""
+    return copy[:8] == MAGIC and zlib.crc32(copy[:96]) == int.from_bytes(copy[96:100], "little")
+
+
+def unpack_copy(copy: bytes) -> StreamHeader:
+    """The header from one good copy.
+
+    Raises ArtifactError for a version, coder or mode that this reader does not know, InputError for values outside
+    the caps (a CRC that fits does not make a header honest).
+    """
+    (_, version, coder, dictionary, bits, mode, zero, c, h, w, height, width, num, den, lo, hi, lane, parameters,
+     codec_id) = _FIXED.unpack(copy[:96])  # fmt: skip
+    if version != VERSION:
+        raise newer_version(version)
+    names = {number: name for name, number in CODERS.items()}
+    if coder not in names:
+        raise ArtifactError(f"stream uses coder number {coder}; this reader knows {names}", hint=_UPGRADE)
+    if dictionary >= len(DICTIONARIES) or mode >= len(SCALING_MODES) or zero or any(parameters):
+        raise ArtifactError(
+            f"stream header: dictionary {dictionary}, scaling {mode}, reserved {zero}/{parameters.hex()}; expected"
+            f" dictionary 0..{len(DICTIONARIES) - 1}, scaling 0..{len(SCALING_MODES) - 1}, reserved zero",
+            hint=_UPGRADE,
+        )
+    scaling_mode = SCALING_MODES[mode]
+    if scaling_mode != "fixed" and (lo != 0 or hi != 0):
+        raise InputError(f"stream header: range [{lo}, {hi}] with scaling {scaling_mode!r}, expected [0, 0]")
+    return StreamHeader(
+        codec_id=codec_id,
+        latent_shape=(c, h, w),
+        bits=bits,
+        scaling=Scaling(scaling_mode, lo, hi),
+        source_size=(height, width),
+        frame_rate=(num, den),
+        dictionary=DICTIONARIES[dictionary],
+        coder=names[coder],
+        lane_symbols=lane,
+    )
+
+
+_UPGRADE = "the stream may come from a newer latentseg: pip install --upgrade latentseg"
+
+
+def newer_version(version: int) -> ArtifactError:
+    """The error for a format version that this reader does not know."""
+    return ArtifactError(f".lseg version {version}; this reader knows version {VERSION}", hint=_UPGRADE)
+
+
+_LOOKS = (
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"\x89PNG", "a PNG image"),
+    (4, b"ftyp", "an MP4/MOV video"),
+    (0, b"\x1aE\xdf\xa3", "a Matroska/WebM video"),
+    (0, b"RIFF", "an AVI, WAV or WebP file"),
+    (0, b"GIF8", "a GIF image"),
+    (0, b"\x93NUMPY", "a NumPy .npy array"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"\x1f\x8b", "a gzip file"),
+    (0, b"\x00\x00\x01\xba", "an MPEG program stream"),
+)
+
+
+def looks_like(start: bytes) -> str:
+    """What a file that is not an .lseg looks like, from its first bytes; "unknown data" when that is not easily seen."""
+    for offset, mark, name in _LOOKS:
+        if start[offset : offset + len(mark)] == mark:
+            return name
+    if start and all(byte in b"\t\n\r\x0c" or 32 <= byte for byte in start) and b"\x7f" not in start:
+        try:
+            # A multi-byte character may be cut at the end of what was read.
+            start[: max(len(start) - 3, 1)].decode("utf-8")
+            return "text"
+        except UnicodeDecodeError:
+            pass
+    return "unknown data"

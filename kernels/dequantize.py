@@ -1,0 +1,72 @@
+"""int2float: x = q * ((hi - lo) / (2^n - 1)) + lo (paper eq. 4).
+
+All in float32, in the order written, never fused into one multiply-add, so NumPy and C++ agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArtifactError, InputError
+from .dispatch import Implementation, choose
+from .quantize import Range, as_ranges
+
+
+def dequantize(
+    q: NDArray[np.uint8],
+    bits: int,
+    lo: Range,
+    hi: Range,
+    out: NDArray[np.float32] | None = None,
+    implementation: Implementation = "auto",
+) -> NDArray[np.float32]:
+    """Turns n-bit symbols back into float32.
+
+    q: uint8, any shape; (C, ...) when lo and hi are arrays; values in [0, 2^bits).
+    bits, lo, hi: as for quantize.
+    out: C-contiguous float32 of q's shape to write into; None makes a new one.
+
+    Returns out. Raises InputError for a symbol of 2^bits or more, ArtifactError for an `out` or range that does not fit.
+    """
+    lo_, hi_ = as_ranges(lo, hi, bits, q.shape)
+    out = float_buffer(out, q.shape)
+    check_symbols(q, bits)
+    native = choose(implementation)
+    rows = np.ascontiguousarray(q).reshape(len(lo_), -1)
+    if native is not None:
+        native.dequantize(rows, (1 << bits) - 1, lo_, hi_, out.reshape(len(lo_), -1))
+    else:
+        table = value_table(bits, lo_, hi_)
+        out.reshape(len(lo_), -1)[:] = np.take_along_axis(table, rows.astype(np.intp), axis=1)
+    return out
+
+
+def value_table(bits: int, lo: NDArray[np.float32], hi: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every symbol's value: (len(lo), 2^bits) float32."""
+    levels = (1 << bits) - 1
+    step = (hi - lo) / np.float32(levels)
+    symbols = np.arange(levels + 1, dtype=np.float32)
+    return symbols * step[:, None] + lo[:, None]
+
+
+def check_symbols(q: NDArray[np.uint8], bits: int) -> None:
+    """Raises InputError when a symbol does not fit in `bits` bits, or when q is not uint8."""
+    if q.dtype != np.uint8:
+        raise InputError(f"symbols of type {q.dtype}, expected uint8")
+    if bits < 8 and q.size and int(q.max()) >> bits:
+        where = tuple(int(i) for i in np.argwhere(q >> bits)[0])
+        raise InputError(
+            f"symbol {q[where]} at {where}, expected 0 to {(1 << bits) - 1} ({bits} bits)",
+            hint="give the number of bits that the codec used",
+        )
+
+
+def float_buffer(out: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """`out` when it is a C-contiguous, writable float32 of `shape` (ArtifactError otherwise), a new one for None."""
+    if out is None:
+        return np.empty(shape, np.float32)
+    if out.dtype != np.float32 or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        kind = "contiguous" if out.flags.c_contiguous else "strided"
+        raise ArtifactError(f"out is {kind} {out.dtype} {out.shape}, expected writable contiguous float32 {shape}")
+    return out

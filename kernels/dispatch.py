@@ -1,0 +1,37 @@
+"""Picks the implementation of a kernel."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Literal
+
+from ..errors import BackendMissingError, UsageError
+
+Implementation = Literal["auto", "native", "numpy"]
+
+_native: ModuleType | None
+try:
+    from . import _native
+except ImportError:
+    # A checkout without a compiler: the NumPy reference does everything, slower.
+    _native = None
+
+
+def native_available() -> bool:
+    """Whether the compiled module is there."""
+    return _native is not None
+
+
+def choose(implementation: Implementation) -> ModuleType | None:
+    """The compiled module, or None for the NumPy reference.
+
+    Raises BackendMissingError when "native" is asked for and not built, UsageError for an unknown name.
+    """
+    if implementation not in ("auto", "native", "numpy"):
+        raise UsageError(f"implementation {implementation!r}: expected auto, native or numpy")
+    if implementation == "native" and _native is None:
+        raise BackendMissingError(
+            "the compiled module latentseg.kernels._native is not there",
+            hint="install with a C++ compiler at hand, or ask for implementation 'numpy'",
+        )
+    return None if implementation == "numpy" else _native

@@ -1,0 +1,157 @@
+"""Entropy coding of one frame's latent: symbols to payload and back, with float2int and int2float at the float end.
+
+decode_latent is the server's hot step: the native decoder writes int2float's result straight into the caller's float
+buffer. The NumPy reference is entropy_reference.py, the C++ kernels/native/; both follow docs/format.md, and give the
+same bytes and the same floats.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bitstream.header import SCALING_MODES, StreamHeader
+from ..bitstream.payload import pack_scales, scale_count, unpack_scales
+from ..errors import ArtifactError, InputError, UsageError
+from . import entropy_reference
+from .dequantize import check_symbols, float_buffer
+from .dispatch import Implementation, choose
+from .quantize import Range, as_ranges, not_finite, quantize
+
+
+def encode_latent(z: NDArray[np.float32], header: StreamHeader, implementation: Implementation = "auto") -> bytes:
+    """Quantises a latent (float2int with the stream's scaling) and codes it.
+
+    z: float32 (C, h, w), the header's latent shape. Returns the frame's payload.
+    Raises InputError for NaN or infinity, ArtifactError for another shape.
+    """
+    _check_shape(z, header)
+    z = np.ascontiguousarray(z, np.float32)
+    if header.scaling.mode == "fixed":
+        q = quantize(z, header.bits, header.scaling.lo, header.scaling.hi, implementation)
+        return encode_symbols(q, header, implementation=implementation)
+    axes = None if header.scaling.mode == "tensor" else (1, 2)
+    lo, hi = z.min(axis=axes), z.max(axis=axes)
+    if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+        raise not_finite(z)
+    q = quantize(z, header.bits, lo, hi, implementation)
+    return encode_symbols(q, header, lo, hi, implementation)
+
+
+def encode_symbols(
+    q: NDArray[np.uint8],
+    header: StreamHeader,
+    lo: Range | None = None,
+    hi: Range | None = None,
+    implementation: Implementation = "auto",
+) -> bytes:
+    """Codes symbols as they are.
+
+    q: uint8 (C, h, w), the header's latent shape, values in [0, 2^bits).
+    lo, hi: the range that decode_latent shall use: a float for scaling "tensor", (C,) for "channel" (or a float for
+    all channels), None for "fixed".
+
+    Returns the frame's payload. Raises InputError for a symbol out of range, ArtifactError for another shape,
+    UsageError for a range with fixed scaling or none without.
+    """
+    _check_shape(q, header)
+    check_symbols(q, header.bits)
+    scales = _scales(header, lo, hi)
+    q = np.ascontiguousarray(q)
+    native = choose(implementation)
+    if native is None:
+        return entropy_reference.encode(q, header, scales)
+    segments = q.shape[0] if header.dictionary == "channel" else 1
+    payload: bytes = native.encode(q.reshape(-1), segments, header.lane_symbols, scales)
+    return payload
+
+
+def decode_symbols(
+    payload: bytes, header: StreamHeader, implementation: Implementation = "auto", threads: int = 1
+) -> NDArray[np.uint8]:
+    """The symbols of a payload: uint8 (C, h, w). Raises InputError for a damaged payload."""
+    native = choose(implementation)
+    _check_threads(threads)
+    if native is None:
+        return entropy_reference.decode(payload, header)
+    q = np.empty(header.latent_shape, np.uint8)
+    _run_native(native.decode_symbols, payload, header, q.reshape(-1), threads)
+    return q
+
+
+def decode_latent(
+    payload: bytes,
+    header: StreamHeader,
+    out: NDArray[np.float32] | None = None,
+    threads: int = 1,
+    implementation: Implementation = "auto",
+) -> NDArray[np.float32]:
+    """The latent of a payload, dequantised (int2float, paper eq. 4): float32 (C, h, w).
+
+    out: C-contiguous float32 (C, h, w) to write into, for example one frame of a batch; None makes a new one. It holds
+    anything after an error.
+    threads: how many share the lanes (native; the NumPy reference uses one); 1 starts none.
+
+    Raises InputError for a damaged payload, ArtifactError for an `out` that does not fit.
+    """
+    out = float_buffer(out, header.latent_shape)
+    native = choose(implementation)
+    _check_threads(threads)
+    if native is None:
+        entropy_reference.decode_floats(payload, header, out)
+    else:
+        _run_native(native.decode_floats, payload, header, out.reshape(-1), threads)
+    return out
+
+
+def payload_range(payload: bytes, header: StreamHeader) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(lo, hi) that a payload is dequantised with: float32 of shape (1,), or (C,) with scaling "channel"."""
+    return unpack_scales(payload, header)
+
+
+def _run_native(
+    function: object, payload: bytes, header: StreamHeader, out: NDArray[np.uint8] | NDArray[np.float32], threads: int
+) -> None:
+    assert callable(function)
+    try:
+        function(
+            bytes(payload),
+            header.latent_shape[0],
+            header.bits,
+            SCALING_MODES.index(header.scaling.mode),
+            header.scaling.lo,
+            header.scaling.hi,
+            header.dictionary == "channel",
+            header.lane_symbols,
+            out,
+            threads,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _scales(header: StreamHeader, lo: Range | None, hi: Range | None) -> bytes:
+    count = scale_count(header)
+    if count == 0:
+        if lo is not None or hi is not None:
+            raise UsageError("lo and hi given, but the stream's scaling is fixed: its header has them")
+        return b""
+    if lo is None or hi is None:
+        raise UsageError(f"the stream's scaling is {header.scaling.mode!r}: lo and hi are needed for each frame")
+    lo_, hi_ = as_ranges(lo, hi, header.bits, header.latent_shape)
+    if len(lo_) > count:
+        raise ArtifactError(f"{len(lo_)} ranges, expected one for scaling {header.scaling.mode!r}")
+    return pack_scales(np.broadcast_to(lo_, count), np.broadcast_to(hi_, count))
+
+
+def _check_shape(array: NDArray, header: StreamHeader) -> None:
+    if array.shape != header.latent_shape:
+        raise ArtifactError(
+            f"latent of shape {array.shape}, expected {header.latent_shape}",
+            hint="all frames of a stream have one shape: start a new stream for another size",
+        )
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 1:
+        raise UsageError(f"{threads} threads, expected 1 or more")
