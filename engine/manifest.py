@@ -129,7 +129,7 @@ def parse_manifest(raw: object, where: str = MANIFEST_NAME) -> Manifest:
     codec = _parse_codec(top.section("codec"))
     files_section = top.section("files")
     files: dict[str, ModelFile] = {}
-    for role in files_section.keys():
+    for role in files_section.value:
         if role not in ROLES:
             raise ArtifactError(f"{where}: unknown role '{role}', expected one of {', '.join(ROLES)}", hint=_REEXPORT)
         files[role] = _parse_file(files_section.section(role))
@@ -138,7 +138,7 @@ def parse_manifest(raw: object, where: str = MANIFEST_NAME) -> Manifest:
             raise files_section.error(role, "nothing", "a model file (the role is required)")
     classes = _parse_classes(top)
     for free in ("verification", "scores", "training"):
-        if free in top.keys():
+        if free in top.value:
             top.section(free)
     return Manifest(name=top.string("name"), codec=codec, files=files, classes=classes, raw=dict(top.value))
 
@@ -219,9 +219,6 @@ class _Section:
                 f"{where}: {prefix or 'the whole file'} is {type(value).__name__}, expected an object", hint=_REEXPORT
             )
         self.value: Mapping[str, Any] = value
-
-    def keys(self) -> list[str]:
-        return list(self.value)
 
     def error(self, key: str, found: str, expected: str) -> ArtifactError:
         full = f"{self.prefix}.{key}" if self.prefix else key
