@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from ..errors import LatentsegError, UsageError
+from ..errors import InputError, LatentsegError, OutputError, UsageError
 
 VERBS: dict[str, str] = {
     "doctor": "say what this machine can run, and test it for a second",
@@ -34,14 +34,13 @@ VERBS: dict[str, str] = {
 
 EXIT_CODES = """\
 exit codes:
-  0 ok   1 internal bug   2 usage   3 input unreadable, truncated or damaged, or output not writable
+  0 ok   1 internal bug   2 usage   3 input unreadable, truncated or damaged
   4 artefact does not fit this machine or version   5 verification or floor failed
-  6 asked-for backend or package missing   7 finished with some frames or streams lost
+  6 asked-for backend or package missing   7 some frames or streams lost, or no space to write them
   130 interrupted   141 the reader of the output pipe went away"""
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended, as for every other tool in a pipe
-_MEMORY = 4
-_OS_ERROR = 3
+_OUT_OF_MEMORY = 4
 
 
 class Parser(argparse.ArgumentParser):
@@ -181,8 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             _traceback()
         detail = f": {error}" if str(error) else ""
-        _complain(verb, f"out of memory{detail}", "use a smaller --batch, smaller frames, or a machine with more memory")
-        return _MEMORY
+        _complain(
+            verb, f"out of memory{detail}", "use a smaller --batch, smaller frames, or a machine with more memory"
+        )
+        return _OUT_OF_MEMORY
     except OSError as error:
         if debug:
             _traceback()
@@ -202,9 +203,9 @@ def _os_error(verb: str, error: OSError) -> int:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         _drop_stdout()  # it may be the full file, and what it still buffers would fail again at exit
         _complain(verb, f"no space left to write the output{where}", "free some space or choose another place with -o")
-    else:
-        _complain(verb, f"{error.strerror or error}{where}")
-    return _OS_ERROR
+        return OutputError.exit_code
+    _complain(verb, f"{error.strerror or error}{where}")
+    return InputError.exit_code
 
 
 def _traceback() -> None:

@@ -7,12 +7,16 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, PartialResultError, UsageError
+
+if TYPE_CHECKING:
+    from ..bitstream import Damage
 
 T = TypeVar("T")
 DEFAULT_BUNDLE = "camvid-compact"
@@ -85,7 +89,9 @@ def stdout_taken(*outputs: str | None) -> bool:
 def require_free_stdout(want_json: bool, *outputs: str | None) -> None:
     """`--json` and `-o -` exclude each other."""
     if want_json and stdout_taken(*outputs):
-        raise UsageError("--json and an output of '-' both want stdout", hint="write the output to a file, or drop --json")
+        raise UsageError(
+            "--json and an output of '-' both want stdout", hint="write the output to a file, or drop --json"
+        )
 
 
 def check_output(path: str | None, overwrite: bool) -> None:
@@ -100,7 +106,9 @@ def check_output(path: str | None, overwrite: bool) -> None:
         mode = target.stat().st_mode
     except FileNotFoundError:
         if not target.absolute().parent.is_dir():
-            raise UsageError(f"the folder of the output does not exist: {target.parent}", hint=f"mkdir -p {target.parent}") from None
+            raise UsageError(
+                f"the folder of the output does not exist: {target.parent}", hint=f"mkdir -p {target.parent}"
+            ) from None
         return
     except NotADirectoryError:
         raise UsageError(f"the output lies below something that is not a folder: {path}") from None
@@ -112,17 +120,21 @@ def check_output(path: str | None, overwrite: bool) -> None:
 def binary_stdout() -> BinaryIO:
     """stdout for bytes; a terminal is refused, since it would only garble."""
     if sys.stdout.isatty():
-        raise UsageError("this would write binary data to the terminal", hint="give -o FILE, or pipe into another program")
+        raise UsageError(
+            "this would write binary data to the terminal", hint="give -o FILE, or pipe into another program"
+        )
     return sys.stdout.buffer
 
 
 @contextmanager
-def open_input(path: str) -> Iterator[BinaryIO]:
+def open_input(path: str) -> Iterator[BufferedReader]:
     """A file or `-` (stdin) for reading bytes; a missing or unreadable file is an InputError."""
     if path == "-":
         if sys.stdin.isatty():
-            raise UsageError("the input is '-' (stdin), but stdin is a terminal", hint="pipe something in, or name a file")
-        yield sys.stdin.buffer
+            raise UsageError(
+                "the input is '-' (stdin), but stdin is a terminal", hint="pipe something in, or name a file"
+            )
+        yield cast("BufferedReader", sys.stdin.buffer)
         return
     try:
         file = open(path, "rb")  # noqa: SIM115 - the error of opening is told apart from those of reading
@@ -174,13 +186,28 @@ def note(args: argparse.Namespace, message: str) -> None:
         sys.stderr.write(f"{message}\n")
 
 
-def track(items: Iterable[T], args: argparse.Namespace, *, total: int | None = None, unit: str = "frame") -> Iterable[T]:
+def track(
+    items: Iterable[T], args: argparse.Namespace, *, total: int | None = None, unit: str = "frame"
+) -> Iterable[T]:
     """`items`, with a progress bar on stderr once the work has lasted a second, on a terminal, without `--quiet`."""
     if args.quiet or not sys.stderr.isatty():
         return items
     from tqdm import tqdm
 
-    return iter(tqdm(items, total=total, unit=unit, delay=1.0, file=sys.stderr, leave=False))
+    bar: Iterable[T] = tqdm(items, total=total, unit=unit, delay=1.0, file=sys.stderr, leave=False)
+    return bar
+
+
+def damage_reporter(args: argparse.Namespace) -> Callable[[Damage], None]:
+    """What a Reader is to call for each damage: one line on stderr."""
+    return lambda damage: note(args, f"damage at byte {damage.offset}: {damage.reason}")
+
+
+def raise_if_damaged(damages: int, lost: int) -> None:
+    """End with exit code 7 when a stream was damaged, after everything that could be saved has been written."""
+    if damages:
+        what = f"{lost} frame(s) lost" if lost else "no frame lost"
+        raise PartialResultError(f"the stream is damaged in {damages} place(s), {what}; everything else was written")
 
 
 def human_bytes(count: float) -> str:

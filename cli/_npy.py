@@ -14,7 +14,8 @@ import numpy as np
 from ..errors import InputError
 
 _MAGIC = b"\x93NUMPY"
-_CHUNK = 1 << 24  # read in steps of 16 MiB: a header that lies about its shape then costs no more than the bytes present
+# Read in steps of 16 MiB: a header that lies about its shape then costs no more memory than the bytes that are there.
+_CHUNK = 1 << 24
 
 
 def read_latents(file: BinaryIO, name: str) -> Iterator[np.ndarray]:
@@ -44,7 +45,9 @@ def read_latents(file: BinaryIO, name: str) -> Iterator[np.ndarray]:
 def _header(magic: bytes, file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if magic != _MAGIC:
         hint = "it looks like an .npz archive; save its array with numpy.save" if magic[:2] == b"PK" else ""
-        raise InputError(f"{name} is not an .npy array: expected it to begin with {_MAGIC!r}, found {magic!r}", hint=hint)
+        raise InputError(
+            f"{name} is not an .npy array: expected it to begin with {_MAGIC!r}, found {magic!r}", hint=hint
+        )
     version = file.read(2)
     try:
         if version == b"\x01\x00":
@@ -56,11 +59,17 @@ def _header(magic: bytes, file: BinaryIO, name: str) -> tuple[tuple[int, ...], b
     except (ValueError, SyntaxError, UnicodeDecodeError) as error:
         raise InputError(f"{name} has a damaged .npy header: {error}") from error
     if dtype.hasobject:
-        raise InputError(f"{name} holds Python objects (pickle), which are never loaded; expected integers", hint="save it with numpy.save(..., allow_pickle=False)")
+        raise InputError(
+            f"{name} holds Python objects (pickle), which are never loaded; expected integers",
+            hint="save it with numpy.save(..., allow_pickle=False)",
+        )
     if dtype.kind not in "iuf" or dtype.shape:
         raise InputError(f"{name} holds {dtype}, expected an integer type (or floats, with --quantize)")
     if len(shape) not in (3, 4) or 0 in shape:
-        raise InputError(f"{name} has shape {shape}, expected (C, h, w) or (N, C, h, w) with nothing empty", hint="reshape it, for example latent[None] for one channel")
+        raise InputError(
+            f"{name} has shape {shape}, expected (C, h, w) or (N, C, h, w) with nothing empty",
+            hint="reshape it, for example latent[None] for one channel",
+        )
     return shape, fortran, dtype
 
 

@@ -23,7 +23,7 @@ from . import _common
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..bitstream import StreamHeader
+    from ..bitstream import Scaling, StreamHeader
 
 HELP = "put integer latents (.npy) of any codec into a .lseg stream"
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize",
         choices=("tensor", "channel", "fixed"),
-        help="for float latents: float2int over the range of each latent, of each of its channels, or over --lo to --hi",
+        help="for floats: float2int over the range of each latent, of each of its channels, or --lo to --hi",
     )
     parser.add_argument(
         "--lo", type=float, metavar="X", help="what symbol 0 stands for, recorded in the stream (default: 0)"
@@ -77,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
         scaling = Scaling("fixed", lo, hi)
 
     latents = _latents(args)
-    name, first = next(latents)
+    first_name, first = next(latents)
     header = _header(args, first, scaling)
     symbols = 0
     with _common.open_output_atomic(args.output, args.overwrite) as file:
         writer = Writer(file, header)
-        for name, latent in _common.track(_chain((name, first), latents), args):
+        for name, latent in _common.track(_chain((first_name, first), latents), args):
             if latent.shape != header.latent_shape:
                 raise InputError(f"{name}: shape {latent.shape}, but the stream began with {header.latent_shape}")
             if args.quantize:
@@ -140,17 +140,15 @@ def _chain(first: tuple[str, np.ndarray], rest: Iterator[tuple[str, np.ndarray]]
     yield from rest
 
 
-def _header(args: argparse.Namespace, latent: np.ndarray, scaling: object) -> StreamHeader:
+def _header(args: argparse.Namespace, latent: np.ndarray, scaling: Scaling) -> StreamHeader:
     from ..bitstream import StreamHeader
 
     channels, height, width = latent.shape
     return StreamHeader(
-        codec_id=bytes(32),
+        codec_id=bytes(32),  # unnamed: the codec is somebody else's
         latent_shape=(channels, height, width),
         bits=args.bits,
         scaling=scaling,
-        source_size=(0, 0),
-        frame_rate=(0, 1),
         dictionary=args.dictionary,
     )
 

@@ -1,8 +1,8 @@
 """Get the latents of a .lseg stream back as one .npy stack (N, C, h, w): uint8 symbols, exactly.
 
 --float writes the float32 latents that a segmenter would see (int2float) instead. Damaged frames
-are reported and left out, and the exit code is then 7; with --json the lost index ranges
-[first, last] are in "lost".
+are reported and left out, and the exit code is then 7; with --json their indices are
+in "lost_ranges" as [first, last].
 
 examples:
   latentseg unpack clip.lseg -o clip.npy
@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from typing import Any, BinaryIO
 
-from ..errors import InputError, PartialResultError
+from ..errors import InputError
 from . import _common
 
 HELP = "get the latents of a .lseg stream back as .npy, exactly"
@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
         _common.emit(record)
     shape = "x".join(str(size) for size in (record["frames"], *record["latent_shape"]))
     _common.note(args, f"unpacked {record['frames']} latent(s): {shape} {record['dtype']}")
-    if record["damages"]:
-        raise PartialResultError(f"{record['damages']} damaged place(s) in the stream; every intact latent was written")
+    _common.raise_if_damaged(record["damages"], record["lost"])
     return 0
 
 
@@ -62,45 +61,28 @@ def _unpack(args: argparse.Namespace, source: BinaryIO, output: BinaryIO) -> dic
     from ..kernels import entropy
     from ._npy import StackWriter
 
-    reader = Reader(source, on_damage=lambda damage: _common.note(args, f"damage at byte {damage.offset}: {damage.reason}"))
+    reader = Reader(source, on_damage=_common.damage_reporter(args))
     header = reader.header
     stack = StackWriter(output, header.latent_shape, np.dtype("<f4" if args.float else "u1"))
-    indices: list[int] = []
-    undecodable: list[int] = []
+    undecodable: list[tuple[int, int]] = []
     for frame in _common.track(reader, args):
         try:
             decode = entropy.decode_latent if args.float else entropy.decode_symbols
             latent = decode(frame.payload, header)
         except InputError as error:  # its CRC holds, so it was written wrong, not damaged on the way
-            undecodable.append(frame.index)
+            undecodable.append((frame.index, 1))
             _common.note(args, f"frame {frame.index}: {error}")
             continue
         stack.append(latent)
-        indices.append(frame.index)
     stack.finish()
+    ranges = [(d.frame_index, d.lost) for d in reader.damages if d.frame_index is not None and d.lost]
     return {
         "schema": 1,
         "type": "unpack",
         "frames": stack.count,
         "latent_shape": list(header.latent_shape),
         "dtype": "float32" if args.float else "uint8",
-        "lost": _lost(indices, [damage.frame_index for damage in reader.damages]),
+        "lost": reader.lost + len(undecodable),
+        "lost_ranges": sorted([first, first + count - 1] for first, count in ranges + undecodable),
         "damages": len(reader.damages) + len(undecodable),
     }
-
-
-def _lost(indices: list[int], damaged: list[int | None]) -> list[list[int]]:
-    """Ranges [first, last] of frames that a later frame or their own damage announced, but that did not come out."""
-    came = set(indices)
-    seen = sorted(came | {index for index in damaged if index is not None})
-    ranges: list[list[int]] = []
-    expected = 0
-    for index in seen:
-        last = index - 1 if index in came else index
-        if last >= expected:
-            if ranges and ranges[-1][1] == expected - 1:
-                ranges[-1][1] = last
-            else:
-                ranges.append([expected, last])
-        expected = index + 1
-    return ranges

@@ -17,6 +17,7 @@ from latentseg import cli
 from latentseg.errors import ArtifactError, LatentsegError
 
 REPO = Path(__file__).resolve().parents[2]
+HELP = [sys.executable, "-m", "latentseg.cli", "--help"]
 OPTIONAL = ("torch", "onnxruntime", "onnx", "av", "PIL", "matplotlib", "skimage", "safetensors", "tensorrt", "triton")
 # Refuses to find the optional packages, as on a machine that has none of them, then runs the command line for each
 # line of arguments on stdin and reports what heavy modules came in anyway.
@@ -92,7 +93,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["pakc"], "unknown verb 'pakc'", "did you mean 'pack'?"),
         (["zzzzzz"], "unknown verb 'zzzzzz'", "latentseg --help"),
         (["--bits", "4"], "expected a verb first, found the option '--bits'", "latentseg --help"),
-        (["pack", "a.npy", "-o", "b", "--dictionry", "frame"], "unknown option '--dictionry'", "did you mean '--dictionary'?"),
+        (
+            ["pack", "a.npy", "-o", "b", "--dictionry", "frame"],
+            "unknown option '--dictionry'",
+            "did you mean '--dictionary'?",
+        ),
         (["pack", "a.npy", "-o", "b", "--bits", "9"], "argument --bits: invalid choice: 9", "latentseg pack --help"),
         (["pack", "a.npy"], "the following arguments are required: -o/--output", "latentseg pack --help"),
         (["unpack", "a", "b", "-o", "c"], "unknown argument 'b'", "latentseg unpack --help"),
@@ -125,9 +130,19 @@ class Fails:
 @pytest.mark.parametrize(
     ("error", "code", "words", "traceback"),
     [
-        (ArtifactError("expected a, found b", hint="do c"), 4, ["latentseg pack: error: expected a, found b", "hint: do c"], False),
+        (
+            ArtifactError("expected a, found b", hint="do c"),
+            4,
+            ["latentseg pack: error: expected a, found b", "hint: do c"],
+            False,
+        ),
         (KeyboardInterrupt(), 130, ["latentseg pack: interrupted"], False),
-        (OSError(errno.ENOSPC, "No space left on device", "out.lseg"), 3, ["no space left to write the output: out.lseg"], False),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out.lseg"),
+            7,
+            ["no space left to write the output: out.lseg"],
+            False,
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 3, ["Permission denied: x"], False),
         (MemoryError("Unable to allocate 7 TiB"), 4, ["out of memory: Unable to allocate 7 TiB"], False),
         (ZeroDivisionError("division by zero"), 1, ["this is a bug in latentseg", "latentseg doctor --json"], True),
@@ -151,7 +166,9 @@ def test_what_a_verb_may_raise(
 
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
-def test_debug_shows_the_traceback(how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(cli, "load_verb", lambda name: Fails(LatentsegError("nope")))
     monkeypatch.setenv("LATENTSEG_DEBUG", "1" if how == "environment" else "0")
     assert cli.main(["pack", *(["--debug"] if how == "flag" else [])]) == 1
@@ -162,7 +179,7 @@ def test_reader_of_the_pipe_goes_away() -> None:
     # The pipe's reading end is closed before the command starts: its first write must fail, quietly.
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-m", "latentseg.cli", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(HELP, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert done.returncode == 141
     assert done.stderr == ""
@@ -171,8 +188,8 @@ def test_reader_of_the_pipe_goes_away() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants /dev/full, which Linux has")
 def test_full_disk_on_stdout() -> None:
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, "-m", "latentseg.cli", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 3
+        done = subprocess.run(HELP, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 7
     assert "no space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

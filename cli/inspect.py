@@ -1,0 +1,344 @@
+"""Show what is in a file: a .lseg stream (header, frames, bpp, damage), a bundle (codec, files and their hashes,
+scores), an .onnx model (inputs, outputs, opset) or an .npy of latents (shape, range).
+
+The kind is found from the content. The exit code is 7 for a damaged stream and 4 for a changed bundle, after the
+report, so that `inspect` also serves as a check.
+
+examples:
+  latentseg inspect clip.lseg
+  latentseg inspect camvid-compact --json
+  latentseg inspect camvid-compact/segmenter.onnx
+  curl -s URL | latentseg inspect -
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..errors import InputError, LatentsegError, missing_extra
+from . import _common
+
+if TYPE_CHECKING:
+    from ..engine.bundle import Bundle
+
+HELP = "show what is in a .lseg stream, bundle, .onnx or .npy file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("path", metavar="PATH", help="a file, a bundle's folder or shipped name, or '-' for stdin")
+    _common.add_json(parser, "the report")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Report on one file; returns the exit code."""
+    complaint: LatentsegError | None = None
+    if args.path != "-" and (Path(args.path).is_dir() or (not Path(args.path).exists() and _is_shipped(args.path))):
+        report, complaint = _bundle(args.path)
+    else:
+        with _common.open_input(args.path) as file:
+            report = _file(args, file)
+    report = {"schema": 1, "type": "inspect", "path": args.path, **report}
+    if args.json:
+        _common.emit(report)
+    else:
+        print(_text(report))
+    if complaint is not None:
+        raise complaint
+    _common.raise_if_damaged(len(report.get("damages", [])), report.get("lost", 0))
+    return 0
+
+
+def _file(args: argparse.Namespace, file: BufferedReader) -> dict[str, Any]:
+    if file.peek(16).startswith(b"\x93NUMPY"):
+        return _npy(file, args.path)
+    if args.path.lower().endswith(".onnx"):
+        return _onnx(Path(args.path))
+    return _stream(args, file)
+
+
+# --- a stream ---------------------------------------------------------------------------------------------------------
+
+
+def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
+    from ..bitstream import Reader
+
+    reader = Reader(file, on_damage=_common.damage_reporter(args))
+    header = reader.header
+    sizes: list[int] = []
+    last_timestamp = 0
+    for frame in _common.track(reader, args):
+        sizes.append(len(frame.payload))
+        last_timestamp = frame.timestamp_us
+    frames = len(sizes)
+    height, width = header.source_size
+    framed = sum(sizes) + frames * _framing_bytes()
+    num, den = header.frame_rate
+    report: dict[str, Any] = {
+        "kind": "lseg",
+        "codec_id": header.codec_id.hex(),
+        "bundle": _bundle_of(header.codec_id),
+        "latent_shape": list(header.latent_shape),
+        "bits": header.bits,
+        "scaling": {"mode": header.scaling.mode, "lo": header.scaling.lo, "hi": header.scaling.hi},
+        "source_size": [height, width],
+        "frame_rate": [num, den],
+        "dictionary": header.dictionary,
+        "coder": header.coder,
+        "lane_symbols": header.lane_symbols,
+        "frames": frames,
+        "bytes": framed,
+        "frame_bytes": {"min": min(sizes), "mean": sum(sizes) / frames, "max": max(sizes)} if frames else None,
+        "last_timestamp_us": last_timestamp,
+        "bits_per_symbol": 8 * sum(sizes) / (frames * header.symbols) if frames else None,
+        "bpp": None,
+        "factor_vs_rgb24": None,
+        "damages": [
+            {"offset": damage.offset, "reason": damage.reason, "frame_index": damage.frame_index, "lost": damage.lost}
+            for damage in reader.damages
+        ],
+        "lost": reader.lost,
+    }
+    if frames and height:
+        report["bpp"] = 8 * framed / (frames * height * width)
+        report["factor_vs_rgb24"] = 24 / report["bpp"]
+    return report
+
+
+def _framing_bytes() -> int:
+    from ..bitstream.frames import FRAME_HEADER_BYTES
+
+    return FRAME_HEADER_BYTES
+
+
+def _bundle_of(codec_id: bytes) -> str | None:
+    """The shipped bundle whose codec wrote a stream, None where none did."""
+    from ..engine.bundle import load_bundle, shipped_bundles
+
+    for name, path in shipped_bundles().items():
+        try:
+            if load_bundle(path).codec.id == codec_id:
+                return name
+        except LatentsegError:  # a broken bundle is what `doctor` reports
+            continue
+    return None
+
+
+def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    height, width = report["source_size"]
+    num, den = report["frame_rate"]
+    scaling = report["scaling"]
+    codec = "unnamed" if not int(report["codec_id"], 16) else report["codec_id"][:16]
+    owner = f" (of the shipped bundle '{report['bundle']}')" if report["bundle"] else ""
+    fixed = f" {scaling['lo']:g} to {scaling['hi']:g}" if scaling["mode"] == "fixed" else ""
+    shape = "x".join(map(str, report["latent_shape"]))
+    rows = [
+        ("codec", codec + owner),
+        ("source", f"{width}x{height}" + (f" at {num / den:g} frames/s" if num else "") if height else "unknown"),
+        ("latent", f"{shape}, {report['bits']} bits, scaling {scaling['mode']}{fixed}"),
+        ("coder", f"{report['coder']}, one dictionary a {report['dictionary']}, lanes of {report['lane_symbols']}"),
+        ("frames", f"{report['frames']} in {_common.human_bytes(report['bytes'])}"),
+    ]
+    if report["frame_bytes"]:
+        sizes = report["frame_bytes"]
+        rows.append(("payloads", f"{sizes['min']} to {sizes['max']} bytes, mean {sizes['mean']:.0f}"))
+        rows.append(("bits/symbol", f"{report['bits_per_symbol']:.3f}"))
+    if report["bpp"]:
+        rows.append(("bpp", f"{report['bpp']:.4f} ({report['factor_vs_rgb24']:.1f} times smaller than 24-bit RGB)"))
+    damage = f"{len(report['damages'])} place(s), {report['lost']} frame(s) lost"
+    rows.append(("damage", damage if report["damages"] else "none"))
+    return rows
+
+
+# --- a bundle ---------------------------------------------------------------------------------------------------------
+
+
+def _is_shipped(name: str) -> bool:
+    from ..engine.bundle import shipped_bundles
+
+    return name in shipped_bundles()
+
+
+def _bundle(spec: str) -> tuple[dict[str, Any], LatentsegError | None]:
+    """The report, and the first error of its files (which are all checked before it is raised)."""
+    from ..engine.bundle import load_bundle
+
+    bundle: Bundle = load_bundle(Path(spec) if Path(spec).is_dir() else spec)
+    complaint: LatentsegError | None = None
+    files: dict[str, Any] = {}
+    for role in bundle.roles:
+        entry = dict(bundle.manifest["files"][role])
+        try:
+            bundle.model_path(role)
+            entry["intact"] = True
+        except LatentsegError as error:
+            entry["intact"] = False
+            complaint = complaint or error
+        files[role] = entry
+    codec = bundle.manifest["codec"]
+    return {
+        "kind": "bundle",
+        "name": bundle.name,
+        "description": bundle.manifest.get("description", ""),
+        "created_by": bundle.manifest.get("created_by", ""),
+        "codec": codec,
+        "files": files,
+        "classes": bundle.manifest["classes"],
+        "scores": bundle.manifest.get("scores", {}),
+        "verification": bundle.manifest.get("verification", {}),
+    }, complaint
+
+
+def _bundle_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    codec = report["codec"]
+    rows = [
+        ("bundle", f"{report['name']} (by {report['created_by'] or 'unknown'})"),
+        ("codec", f"{codec['name']}, id {codec['id'][:16]}"),
+        ("latent", f"{codec['channels']} channels at stride {codec['stride']}, {codec['bits']} bits"),
+        ("classes", ", ".join(entry["name"] for entry in report["classes"])),
+    ]
+    if report["description"]:
+        rows.insert(1, ("about", report["description"]))
+    for role, entry in report["files"].items():
+        state = "intact" if entry["intact"] else "CHANGED"
+        rows.append(
+            (
+                role,
+                f"{_common.human_bytes(entry['bytes'])}, {entry['parameters'] / 1e6:.3f} M parameters, "
+                f"{entry['macs_per_pixel'] / 1e3:.3f} K MACs/pixel, {state}",
+            )
+        )
+    rows += [(f"{name}", _leaf(value)) for name, value in _leaves("scores", report["scores"])]
+    return rows
+
+
+def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    """A free-form JSON object as (dotted name, value) rows."""
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in _leaves(f"{prefix}.{key}", inner)]
+    return [(prefix, value)]
+
+
+def _leaf(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# --- a model, an array ------------------------------------------------------------------------------------------------
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    try:
+        import onnx
+    except ImportError:
+        return _onnx_by_runtime(path)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own error class is not importable from a stable place
+        raise InputError(f"cannot read {path} as ONNX: {error}") from error
+
+    def describe(value: Any) -> dict[str, Any]:
+        tensor = value.type.tensor_type
+        shape = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim]
+        return {"name": value.name, "type": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "shape": shape}
+
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return {
+        "kind": "onnx",
+        "bytes": path.stat().st_size,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "inputs": [describe(value) for value in model.graph.input if value.name not in weights],
+        "outputs": [describe(value) for value in model.graph.output],
+        "nodes": len(model.graph.node),
+        "weights": sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+    }
+
+
+def _onnx_by_runtime(path: Path) -> dict[str, Any]:
+    """What ONNX Runtime alone can tell: it does not give opset, nodes or weights."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise missing_extra("onnxruntime", "cpu") from None
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its error classes derive from Exception directly
+        raise InputError(f"cannot read {path} as ONNX: {error}") from error
+
+    def describe(value: Any) -> dict[str, Any]:
+        return {"name": value.name, "type": value.type.removeprefix("tensor(").rstrip(")"), "shape": list(value.shape)}
+
+    return {
+        "kind": "onnx",
+        "bytes": path.stat().st_size,
+        "producer": session.get_modelmeta().producer_name,
+        "opset": None,
+        "inputs": [describe(value) for value in session.get_inputs()],
+        "outputs": [describe(value) for value in session.get_outputs()],
+        "nodes": None,
+        "weights": None,
+    }
+
+
+def _onnx_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("model", f"{_common.human_bytes(report['bytes'])}, made by {report['producer'] or 'unknown'}")]
+    for kind in ("inputs", "outputs"):
+        rows += [(kind[:-1], f"{v['name']}: {v['type']} [{', '.join(map(str, v['shape']))}]") for v in report[kind]]
+    if report["opset"]:
+        rows.append(("opset", ", ".join(f"{domain} {version}" for domain, version in report["opset"].items())))
+        rows.append(("size", f"{report['nodes']} nodes, {report['weights'] / 1e6:.3f} M weights"))
+    return rows
+
+
+def _npy(file: BinaryIO, name: str) -> dict[str, Any]:
+    import numpy as np
+
+    from ._npy import read_latents
+
+    count, shape, low, high, strange = 0, None, math.inf, -math.inf, 0
+    for latent in read_latents(file, name):
+        finite = latent[np.isfinite(latent)]
+        strange += latent.size - finite.size
+        if finite.size:
+            low, high = min(low, finite.min().item()), max(high, finite.max().item())
+        if shape is not None and latent.shape != shape:
+            raise InputError(f"{name}, latent {count}: shape {latent.shape}, but the first has {shape}")
+        count, shape, dtype = count + 1, latent.shape, latent.dtype
+    assert shape is not None  # read_latents raises for an empty file
+    integer = dtype.kind in "iu"
+    bits = max(int(high), 1).bit_length() if integer and low >= 0 else None
+    return {
+        "kind": "npy",
+        "latents": count,
+        "latent_shape": list(shape),
+        "dtype": dtype.name,
+        "min": low if math.isfinite(low) else None,
+        "max": high if math.isfinite(high) else None,
+        "not_finite": strange,
+        "bits": bits if bits is not None and bits <= 8 else None,
+    }
+
+
+def _npy_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    if report["bits"]:
+        packing = f"with --bits {report['bits']} or more"
+    elif report["dtype"].startswith("float"):
+        packing = "with --quantize" if not report["not_finite"] else "not before its NaN or infinite values are gone"
+    else:
+        packing = "not as it is: expected integers from 0 to at most 255"
+    return [
+        ("latents", f"{report['latents']} of {'x'.join(map(str, report['latent_shape']))} {report['dtype']}"),
+        ("range", f"{report['min']} to {report['max']}, {report['not_finite']} not finite"),
+        ("packs", packing),
+    ]
+
+
+_ROWS = {"lseg": _stream_rows, "bundle": _bundle_rows, "onnx": _onnx_rows, "npy": _npy_rows}
+
+
+def _text(report: dict[str, Any]) -> str:
+    return _common.table(_ROWS[report["kind"]](report))
