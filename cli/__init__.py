@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import InputError, LatentsegError, OutputError, UsageError
 
@@ -44,7 +44,13 @@ _OUT_OF_MEMORY = 4
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose mistakes are UsageErrors, printed like every other error, with the closest name."""
+    """An ArgumentParser whose mistakes are UsageErrors, printed like every other error, with the closest name.
+
+    Options cannot be abbreviated: what is unambiguous today would clash with tomorrow's option.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _formatter, **options})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"{self.prog} --help")
@@ -53,11 +59,21 @@ class Parser(argparse.ArgumentParser):
         """Parse everything; an unknown option is answered with the closest known one."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
+            known = [name for parser in (self, *subparsers(self)) for name in parser.options()]
             name = unknown[0].split("=", 1)[0]
             kind = "option" if name.startswith("-") else "argument"
             raise UsageError(f"unknown {kind} {name!r}", hint=_closest(name, known) or f"{self.prog} --help")
         return args
+
+    def options(self) -> list[str]:
+        """Every option string of this parser."""
+        return [name for action in self._actions for name in action.option_strings]
+
+
+def subparsers(parser: argparse.ArgumentParser) -> list[Parser]:
+    """The parsers of a verb's own subcommands (`train codec`), in order; none for most verbs."""
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [choice for action in actions for choice in action.choices.values()]
 
 
 def _closest(name: str, known: Sequence[str]) -> str:
@@ -108,11 +124,10 @@ def verb_parser(name: str) -> Parser:
     parser = Parser(
         prog=f"latentseg {name}",
         description=(module.__doc__ or module.HELP).strip(),
-        formatter_class=_formatter,
-        allow_abbrev=False,  # an abbreviation that works today would be ambiguous with tomorrow's option
     )
     module.add_arguments(parser)
-    _common.add_messages(parser)
+    for leaf in subparsers(parser) or [parser]:
+        _common.add_messages(leaf)
     parser.set_defaults(run=module.run)
     return parser
 

@@ -15,10 +15,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LatentsegError, VerificationError
 from . import _common, _packages
+
+if TYPE_CHECKING:
+    from ..kernels.dispatch import Implementation
 
 HELP = "say what this machine can run, and test it for a second"
 
@@ -119,7 +122,7 @@ def _test_coder() -> str:
         source_size=(0, 0),
         frame_rate=(0, 1),
     )
-    names = ["native", "numpy"] if _kernels() == "native" else ["numpy"]
+    names: list[Implementation] = ["native", "numpy"] if _kernels() == "native" else ["numpy"]
     payloads = {name: entropy.encode_symbols(symbols, header, implementation=name) for name in names}
     for writer, payload in payloads.items():
         if payload != payloads["numpy"]:

@@ -243,7 +243,11 @@ def _onnx(path: Path) -> dict[str, Any]:
     def describe(value: Any) -> dict[str, Any]:
         tensor = value.type.tensor_type
         shape = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim]
-        return {"name": value.name, "type": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "shape": shape}
+        return {
+            "name": value.name,
+            "type": _type_name(onnx.TensorProto.DataType.Name(tensor.elem_type).lower()),
+            "shape": shape,
+        }
 
     weights = {tensor.name for tensor in model.graph.initializer}
     return {
@@ -258,6 +262,11 @@ def _onnx(path: Path) -> dict[str, Any]:
     }
 
 
+def _type_name(name: str) -> str:
+    """ONNX's name of an element type -> NumPy's."""
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
 def _onnx_by_runtime(path: Path) -> dict[str, Any]:
     """What ONNX Runtime alone can tell: it does not give opset, nodes or weights."""
     try:
@@ -270,7 +279,11 @@ def _onnx_by_runtime(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path} as ONNX: {error}") from error
 
     def describe(value: Any) -> dict[str, Any]:
-        return {"name": value.name, "type": value.type.removeprefix("tensor(").rstrip(")"), "shape": list(value.shape)}
+        return {
+            "name": value.name,
+            "type": _type_name(value.type.removeprefix("tensor(").rstrip(")")),
+            "shape": list(value.shape),
+        }
 
     return {
         "kind": "onnx",

@@ -1,7 +1,7 @@
 """Write docs/cli.md out of every verb's own --help; a test checks that the committed page is current.
 
-    python docs/generate_cli.py            # rewrite docs/cli.md
-    python docs/generate_cli.py --check    # exit 1 if it is not current
+python docs/generate_cli.py            # rewrite docs/cli.md
+python docs/generate_cli.py --check    # exit 1 if it is not current
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def page() -> str:
     os.environ["COLUMNS"] = "100"
     parts = [INTRO, f"```text\n{cli.top_help().rstrip()}\n```\n"]
     for verb in cli.VERBS:
-        parts.append(f"## latentseg {verb}\n\n```text\n{cli.verb_parser(verb).format_help().rstrip()}\n```\n")
+        parser = cli.verb_parser(verb)
+        for part in (parser, *cli.subparsers(parser)):
+            heading = "##" if part is parser else "###"
+            parts.append(f"{heading} {part.prog}\n\n```text\n{part.format_help().rstrip()}\n```\n")
     return "\n".join(parts)
 
 

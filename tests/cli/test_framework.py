@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib.util
 import os
@@ -183,6 +184,23 @@ def test_reader_of_the_pipe_goes_away() -> None:
     os.close(writing)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+def test_subcommands_have_the_common_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class WithSubcommands(Fails):
+        def add_arguments(self, parser: argparse.ArgumentParser) -> None:  # type: ignore[override]
+            parser.add_subparsers(required=True).add_parser("codec").add_argument("--steps")
+
+        def run(self, args: argparse.Namespace) -> int:  # type: ignore[override]
+            assert args.quiet
+            return 0
+
+    monkeypatch.setattr(cli, "load_verb", lambda name: WithSubcommands(Exception()))
+    assert cli.main(["train", "codec", "--quiet", "--debug"]) == 0
+    assert cli.main(["train", "codec", "--step", "3"]) == 2
+    assert "did you mean '--steps'?" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants /dev/full, which Linux has")
