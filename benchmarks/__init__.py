@@ -1,1 +1,1 @@
-"""Measurements, and the rows they recorded (results/)."""
+"""Measurements: what they run, how they time it, and the recorded rows in `results/` (data, not prose)."""

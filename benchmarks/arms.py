@@ -1,0 +1,203 @@
+"""The arms of the measurement: each turns prepared bytes in memory into uint8 label maps of the source's size.
+
+An arm is timed from outside (`measure.py`); inside it says through a clock how long each stage took. Every RGB arm is
+given the same RGB segmenter, and every arm the same number of threads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import jpeg
+from .measure import StageClock
+from .sender import Packets, Sent
+
+if TYPE_CHECKING:
+    from ..bitstream import StreamHeader
+    from ..engine.roles import Decompressor, RgbSegmenter, Segmenter
+
+Labels = NDArray[np.uint8]
+
+
+class Arm(ABC):
+    """One way from bytes to labels.
+
+    Attributes
+    ----------
+    name, description: for tables. roles: the bundle's networks that run for each frame (for MACs and parameters).
+    sizes: bytes on the wire, one entry a frame. detail: the setting, as plain values for a row.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]]
+
+    def __init__(self, sizes: list[int], detail: dict[str, Any]) -> None:
+        self.sizes = sizes
+        self.detail = detail
+
+    def start(self, batch: int) -> None:  # noqa: B027 - most arms have no state between frames
+        """Make ready for a pass from frame 0 in batches of `batch`; not timed."""
+
+    @abstractmethod
+    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+        """Label maps `(last - first, H, W)` uint8 of frames `first` to `last` (exclusive), from their bytes."""
+
+    def close(self) -> None:  # noqa: B027
+        """Release what the arm itself opened (never the networks, which it shares)."""
+
+
+class Compressed(Arm):
+    """bytes -> entropy decode + int2float -> compressed-domain segmenter."""
+
+    name = "compressed"
+    description = "bytes, entropy decode, segmenter"
+    roles = ("segmenter",)
+
+    def __init__(self, segmenter: Segmenter, header: StreamHeader, sent: Sent, threads: int) -> None:
+        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
+        self._segmenter, self._header, self._payloads, self._threads = segmenter, header, sent.payloads, threads
+
+    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+        with clock.stage("entropy_decode"):
+            latents = self._segmenter.entropy_decode(self._payloads[first:last], self._header, self._threads)
+        with clock.stage("segment"):
+            return self._segmenter.labels(latents, self._header.source_size)
+
+
+class LearnedDecode(Arm):
+    """The same bytes -> entropy decode + int2float -> decompressor -> RGB segmenter."""
+
+    name = "learned-decode"
+    description = "bytes, entropy decode, decompressor, RGB segmenter"
+    roles = ("decompressor", "rgb_segmenter")
+
+    def __init__(
+        self, decompressor: Decompressor, rgb: RgbSegmenter, header: StreamHeader, sent: Sent, threads: int
+    ) -> None:
+        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
+        self._decompressor, self._rgb, self._header = decompressor, rgb, header
+        self._payloads, self._threads = sent.payloads, threads
+
+    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+        with clock.stage("entropy_decode"):
+            latents = self._decompressor.entropy_decode(self._payloads[first:last], self._header, self._threads)
+        with clock.stage("decode"):
+            frames = self._decompressor.frames(latents, self._header.source_size)
+        with clock.stage("segment"):
+            return self._rgb.labels(frames)
+
+
+class _Jpeg(Arm):
+    """JPEG bytes -> Pillow -> RGB segmenter. A batch is decoded by a pool of `threads` (Pillow frees the interpreter)."""
+
+    roles = ("rgb_segmenter",)
+
+    def __init__(self, rgb: RgbSegmenter, sent: Sent, threads: int) -> None:
+        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
+        self._rgb, self._payloads = rgb, sent.payloads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+        with clock.stage("decode"):
+            payloads = self._payloads[first:last]
+            if self._pool is None or len(payloads) == 1:
+                decoded = [jpeg.decode(payload) for payload in payloads]
+            else:
+                decoded = list(self._pool.map(jpeg.decode, payloads))
+            frames = np.stack(decoded) if len(decoded) > 1 else decoded[0][None]
+        with clock.stage("segment"):
+            return self._rgb.labels(frames)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+class JpegAtRate(_Jpeg):
+    name = "jpeg"
+    description = "JPEG of the codec's size, decode, RGB segmenter"
+
+
+class JpegQ95(_Jpeg):
+    name = "jpeg-q95"
+    description = "JPEG quality 95, decode, RGB segmenter"
+
+
+class H264(Arm):
+    """The video's own packets -> PyAV -> RGB segmenter.
+
+    H.264 predicts between frames, so that frames come out only in order, from the clip's start: every pass opens a
+    fresh decoder (not timed) and runs through. Batch 1 decodes with slice threads, which add no delay; larger batches
+    with frame threads, which decode ahead and are the faster kind for throughput.
+    """
+
+    name = "h264"
+    description = "the video's own packets, decode, RGB segmenter"
+    roles = ("rgb_segmenter",)
+
+    def __init__(self, rgb: RgbSegmenter, packets: Packets, threads: int) -> None:
+        detail = {
+            "codec": packets.codec,
+            "packets": len(packets.data),
+            "decoder_threads": threads,
+            "thread_type": {"batch 1": "SLICE", "larger": "FRAME"},
+        }
+        super().__init__(packets.sizes(), detail)
+        import av
+
+        self._rgb, self._packets, self._threads = rgb, packets, threads
+        self._av_packets = [av.Packet(data) for data in packets.data]
+        self._ready: deque[NDArray[np.uint8]] = deque()
+        self.start(1)
+
+    def start(self, batch: int) -> None:
+        import av
+        from av.video.reformatter import VideoReformatter
+
+        self._decoder: Any = av.CodecContext.create(self._packets.codec, "r")
+        if self._packets.extradata is not None:
+            self._decoder.extradata = self._packets.extradata
+        self._decoder.thread_count = self._threads
+        self._decoder.thread_type = "SLICE" if batch == 1 else "FRAME"
+        self._reformatter = VideoReformatter()
+        self._ready.clear()
+        self._next_packet = self._next_frame = 0
+
+    def decode(self, first: int, last: int) -> NDArray[np.uint8]:
+        """RGB frames `(last - first, H, W, 3)`; `first` must be where the last call ended, or 0 after `start`."""
+        if first != self._next_frame:
+            raise ValueError(f"inter-coded frames come in order: next is {self._next_frame}, asked for {first}")
+        while len(self._ready) < last - first:
+            if self._next_packet > len(self._av_packets):
+                raise ValueError(f"the clip's {len(self._av_packets)} packets hold no frame {last - 1}")
+            # After the last packet, None drains what the decoder still holds back for reordering.
+            ended = self._next_packet == len(self._av_packets)
+            packet = None if ended else self._av_packets[self._next_packet]
+            self._next_packet += 1
+            for frame in self._decoder.decode(packet):
+                self._ready.append(self._reformatter.reformat(frame, format="rgb24").to_ndarray())
+        self._next_frame = last
+        frames = [self._ready.popleft() for _ in range(last - first)]
+        return np.stack(frames) if len(frames) > 1 else frames[0][None]
+
+    def gives(self, index: int, frame: NDArray[np.uint8]) -> bool:
+        """Whether frame `index`, next in order, decodes to `frame` (to 2 levels on average, for colour conversion)."""
+        found = self.decode(index, index + 1)[0]
+        return found.shape == frame.shape and float(np.mean(np.abs(found.astype(np.int16) - frame))) <= 2.0
+
+    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+        with clock.stage("decode"):
+            frames = self.decode(first, last)
+        with clock.stage("segment"):
+            return self._rgb.labels(frames)
+
+
+ARMS: tuple[type[Arm], ...] = (Compressed, LearnedDecode, JpegAtRate, JpegQ95, H264)
+ARM_NAMES: tuple[str, ...] = tuple(arm.name for arm in ARMS)

@@ -1,0 +1,75 @@
+"""What every recorded row says about where it was measured: the machine, and the versions that ran on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Distributions whose version can move a number in a row; those that are not installed are left out of the row.
+_DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "av", "pillow", "torch", "matplotlib")
+
+
+def cpu_model(cpuinfo: str | None = None) -> str:
+    """The CPU's marketing name, from `/proc/cpuinfo` text (read where `None`) or the platform module elsewhere."""
+    if cpuinfo is None:
+        try:
+            cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            cpuinfo = ""
+    match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", cpuinfo, flags=re.MULTILINE)
+    if match:
+        return " ".join(match.group(1).split())
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity, not the machine's count, because that is what the timing saw."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """Plain values for a JSON row: `cpu`, `cores`, `memory_gib`, `os`, `load_before` (1-minute load average, which
+    says whether something else was running; null where the platform has none)."""
+    memory = None
+    load = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    if hasattr(os, "getloadavg"):
+        load = round(os.getloadavg()[0], 2)
+    return {
+        "cpu": cpu_model(),
+        "architecture": platform.machine(),
+        "cores": usable_cores(),
+        "memory_gib": memory,
+        "os": f"{platform.system()} {platform.release()}",
+        "load_before": load,
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Name to version: Python, latentseg, the installed packages that matter, and the codec libraries they bundle."""
+    from .. import __version__
+
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "latentseg": __version__}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    # The JPEG and video libraries are bundled inside the wheels; their own versions are what decoding speed hangs on.
+    if "pillow" in found:
+        from PIL import features
+
+        found["libjpeg-turbo"] = str(features.version("libjpeg_turbo") or "absent (plain libjpeg)")
+    if "av" in found:
+        import av
+
+        found["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
+    return found

@@ -1,0 +1,107 @@
+"""Pictures of recorded results (matplotlib, drawn without a display and without its global state)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError, missing_extra
+
+# One colour a stage and one marker a curve, from a palette that stays apart for the colour-blind (Okabe and Ito).
+STAGE_COLOURS = {"entropy_decode": "#E69F00", "decode": "#D55E00", "segment": "#0072B2", "rest": "#999999"}
+CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_STAGE_NAMES = {"entropy_decode": "entropy decode", "decode": "decode to RGB", "segment": "segmenter", "rest": "rest"}
+
+
+def new_figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
+    """A figure in inches and its row of axes, on matplotlib's Agg canvas."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing_extra("matplotlib", "plot") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG; a folder that does not exist is an OutputError."""
+    try:
+        figure.savefig(path, dpi=130, format="png")
+    except OSError as error:
+        raise OutputError(f"cannot write the plot {path}: {error.strerror or error}") from error
+
+
+def plot_bench(result: dict[str, Any], path: Path) -> None:
+    """Left: milliseconds a frame by stage, one bar for each arm and batch size. Right: quality over bits per pixel
+    (mIoU, or agreement with the RGB network where the clip has no labels)."""
+    bars = len(result["arms"]) * len(result["configuration"]["batches"])
+    figure, (left, right) = new_figure(13.0, max(4.2, 1.8 + 0.42 * bars), 2)
+    _draw_stages(left, result)
+    _draw_quality(right, result)
+    setup = result["configuration"]
+    height, width = setup["frame_size"]
+    figure.suptitle(
+        f"{setup['source']}, {setup['frames']} frames of {width}x{height}, {setup['bundle']['name']}: "
+        f"{result['machine']['cpu']}, {setup['threads']} threads",
+        fontsize=10,
+    )
+    save(figure, path)
+
+
+def _draw_stages(axes: Any, result: dict[str, Any]) -> None:
+    batches = result["configuration"]["batches"]
+    thickness = 0.8 / len(batches)
+    longest = 0.0
+    for row, arm in enumerate(result["arms"]):
+        for timing in arm["timings"]:
+            place = row + (batches.index(timing["batch"]) - (len(batches) - 1) / 2) * thickness
+            start = 0.0
+            for stage, colour in STAGE_COLOURS.items():
+                milliseconds = max(timing["stage_ms_per_frame"][stage], 0.0)
+                axes.barh(place, milliseconds, thickness * 0.9, left=start, color=colour)
+                start += milliseconds
+            longest = max(longest, start)
+            axes.annotate(
+                f"{start:.1f} ms, batch {timing['batch']}",
+                (start, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+    axes.set_yticks(range(len(result["arms"])), [arm["name"] for arm in result["arms"]])
+    axes.invert_yaxis()
+    axes.set_xlim(0, longest * 1.35)
+    axes.set_xlabel("time per frame, bytes to labels (ms)")
+    axes.set_title("Where the time goes", fontsize=10)
+    from matplotlib.patches import Patch
+
+    used = [s for s in STAGE_COLOURS if any(t["stage_share"][s] for arm in result["arms"] for t in arm["timings"])]
+    handles = [Patch(color=STAGE_COLOURS[stage], label=_STAGE_NAMES[stage]) for stage in used]
+    axes.legend(handles=handles, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=4, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_quality(axes: Any, result: dict[str, Any]) -> None:
+    scored = result["configuration"]["labels"] is not None
+
+    def quality(arm: dict[str, Any]) -> float | None:
+        return arm["quality"]["miou"] if scored else arm["agreement"]
+
+    for index, arm in enumerate(result["arms"]):
+        value = quality(arm)
+        if value is not None:
+            colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
+            axes.plot(arm["bpp"], value, "o^sDv"[index % 5], color=colour, markersize=8, label=arm["name"])
+    ceiling = result["ceiling"] and quality(result["ceiling"])
+    if ceiling is not None and scored:
+        axes.axhline(ceiling, color="#555555", linestyle="--", linewidth=1, label="RGB network, original frames")
+    axes.set_xscale("log")
+    axes.set_xlabel("bits per pixel (real bytes on the wire, log scale)")
+    axes.set_ylabel("mIoU" if scored else "agreement with the RGB network on originals")
+    axes.set_title("Quality against rate", fontsize=10)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)

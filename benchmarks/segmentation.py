@@ -1,0 +1,349 @@
+"""The main measurement: from bytes in memory to label maps, with and without decoding pixels first.
+
+Frames are encoded once, before anything is timed. Then every arm runs over the same frames in the same process, in
+interleaved rounds (`measure.py`), one frame at a time and in batches. What comes out is one JSON-ready dict.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..kernels.dispatch import native_available
+from .arms import ARM_NAMES, ARMS, H264, Arm, Compressed, JpegAtRate, JpegQ95, LearnedDecode
+from .clips import Clip
+from .machine import describe_machine, describe_versions, usable_cores
+from .measure import StageClock, Timing, measure, paired_ratio
+from .quality import Labels, Scores
+from .sender import Sent, read_packets, send_codec, send_jpeg, send_jpeg_near
+
+if TYPE_CHECKING:
+    from ..engine.bundle import Bundle
+    from ..engine.roles import RgbSegmenter
+
+SCHEMA = 1
+RGB_BITS = 24
+Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    pass
+
+
+class Setup:
+    """The arms, ready to run, with their networks open. A context manager.
+
+    Attributes
+    ----------
+    arms: those that can run, in the order of `ARMS`. left_out: name and reason of the others. sender: one entry for
+    each way of encoding that was needed, with its cost. rgb: the RGB segmenter, or None where the bundle has none.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        clip: Clip,
+        names: Sequence[str] = ARM_NAMES,
+        *,
+        backend: str = "onnxruntime",
+        threads: int | None = None,
+    ) -> None:
+        self._bundle, self._clip, self._backend = bundle, clip, backend
+        self._threads = threads or usable_cores()
+        self._stack = ExitStack()
+        self.arms: list[Arm] = []
+        self.left_out: list[dict[str, str]] = []
+        self.sender: list[dict[str, Any]] = []
+        self.rgb: RgbSegmenter | None = None
+        self.provider = ""
+        try:
+            self._open(names)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Setup:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def _role(self, kind: Callable[..., Any]) -> Any:
+        return self._stack.enter_context(kind(self._bundle, backend=self._backend, threads=self._threads))
+
+    def _add(self, arm: Arm) -> None:
+        self._stack.callback(arm.close)
+        self.arms.append(arm)
+
+    def _sent(self, name: str, sent: Sent) -> Sent:
+        self.sender.append({"name": name, "cost": sent.cost(), **sent.detail})
+        return sent
+
+    def _open(self, names: Sequence[str]) -> None:
+        from ..engine.roles import Compressor, Decompressor, RgbSegmenter, Segmenter
+
+        bundle, clip, threads = self._bundle, self._clip, self._threads
+        header = bundle.header(*clip.size, clip.frame_rate)
+        with Compressor(bundle, backend=self._backend, threads=threads) as compressor:
+            self.provider = compressor.backend.provider
+            codec = self._sent("codec", send_codec(compressor, header, clip.frames))
+        if "rgb_segmenter" in bundle.roles:
+            self.rgb = self._role(RgbSegmenter)
+        for kind in ARMS:
+            if kind.name not in names:
+                continue
+            missing = [role for role in kind.roles if role not in bundle.roles]
+            if missing or (kind is not Compressed and self.rgb is None):
+                self.left_out.append({"name": kind.name, "reason": f"the bundle has no {' and no '.join(missing)}"})
+            elif kind is Compressed:
+                self._add(Compressed(self._role(Segmenter), header, codec, threads))
+            elif self.rgb is None:
+                raise AssertionError("every other arm ends in the RGB segmenter")
+            elif kind is LearnedDecode:
+                self._add(LearnedDecode(self._role(Decompressor), self.rgb, header, codec, threads))
+            elif kind is JpegAtRate:
+                target = float(np.mean(codec.sizes))
+                self._add(JpegAtRate(self.rgb, self._sent("jpeg", send_jpeg_near(clip.frames, target)), threads))
+            elif kind is JpegQ95:
+                self._add(JpegQ95(self.rgb, self._sent("jpeg-q95", send_jpeg(clip.frames, 95)), threads))
+            else:
+                self._add_h264(self.rgb)
+
+    def _add_h264(self, rgb: RgbSegmenter) -> None:
+        reason = ""
+        if self._clip.video is None:
+            reason = "not applicable: the source is not a video file"
+        else:
+            packets = read_packets(self._clip.video, len(self._clip.frames))
+            if packets.codec != "h264":
+                reason = f"not applicable: the video's packets are {packets.codec}"
+            elif packets.frames < len(self._clip.frames):
+                reason = f"its packets hold {packets.frames} frames, the source gave {len(self._clip.frames)}"
+            else:
+                arm = H264(rgb, packets, self._threads)
+                # An edit list or a damaged packet would make the source's frames others than the packets' own.
+                if all(arm.gives(index, frame) for index, frame in enumerate(self._clip.frames)):
+                    self._add(arm)
+                else:
+                    reason = "its packets do not decode to the frames that the source gives"
+        if reason:
+            self.left_out.append({"name": H264.name, "reason": reason})
+
+
+def run(
+    clip: Clip,
+    bundle: Bundle,
+    *,
+    arms: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 8),
+    rounds: int = 5,
+    warmup: int = 3,
+    backend: str = "onnxruntime",
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress = _no_progress,
+) -> dict[str, Any]:
+    """Measure the arms on a clip and return the result (schema 1), ready for `json.dumps(..., allow_nan=False)`.
+
+    Parameters
+    ----------
+    arms: names of `ARM_NAMES`; None: all, and those that the source or the bundle does not allow are left out with
+    the reason; an arm asked for by name that cannot run is an error. batches: frames a batch; sizes above the number
+    of frames are left out with a note. rounds: timed passes of every arm at every batch size. warmup: untimed batches
+    before each. threads: of networks, entropy decoder, JPEG pool and video decoder alike (None: all usable cores).
+
+    Raises
+    ------
+    UsageError: an unknown arm, an asked-for arm that cannot run, or nothing to measure.
+    """
+    names = check_arms(arms)
+    fitting = [size for size in dict.fromkeys(batches) if size <= len(clip.frames)]
+    too_large = [size for size in dict.fromkeys(batches) if size > len(clip.frames)]
+    if not fitting or min(batches) < 1 or rounds < 1 or warmup < 0:
+        raise UsageError(
+            f"nothing to measure: batches {list(batches)} on {len(clip.frames)} frames, {rounds} rounds, "
+            f"{warmup} warm-up batches",
+            hint="expected batches of at least 1 and at most the number of frames, and at least 1 round",
+        )
+    machine = describe_machine()
+    progress("encoding", 0, 1)
+    with Setup(bundle, clip, names, backend=backend, threads=threads) as setup:
+        if arms is not None and setup.left_out:
+            entry = setup.left_out[0]
+            raise UsageError(f"the arm {entry['name']!r} cannot run here: {entry['reason']}")
+        reference = _rgb_labels(setup, clip)
+        rows = [_describe(arm, bundle, clip) for arm in setup.arms]
+        single = _score_all(setup, rows, clip, bundle, reference, progress)
+        ceiling = _ceiling(bundle, clip, reference)
+        for size in fitting:
+            _time_all(setup, rows, single, size, len(clip.frames), rounds, warmup, seed, progress)
+        left_out, sender, provider = setup.left_out, setup.sender, setup.provider
+    return {
+        "schema": SCHEMA,
+        "kind": "bench",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "versions": describe_versions(),
+        "configuration": {
+            "source": clip.name,
+            "labels": clip.labels_name,
+            "frames": len(clip.frames),
+            "frame_size": list(clip.size),
+            "bundle": {"name": bundle.name, "codec": bundle.codec.name, "codec_id": bundle.codec.id.hex()},
+            "batches": fitting,
+            "rounds": rounds,
+            "warmup_batches": warmup,
+            "threads": threads or usable_cores(),
+            "backend": backend,
+            "provider": provider,
+            "coder": "native" if native_available() else "numpy",
+            "seed": seed,
+            "order": "one seeded shuffle of the arms, rotated by one place a round",
+            "time": "from bytes in memory to uint8 labels of the source's size",
+        },
+        "sender": sender,
+        "arms": rows,
+        "ceiling": ceiling,
+        "left_out": left_out,
+        "notes": [*clip.notes, *(f"batch {size} left out: {len(clip.frames)} frames" for size in too_large)],
+    }
+
+
+def check_arms(arms: Sequence[str] | None) -> list[str]:
+    """The arms to run, each a known name (UsageError otherwise); None means all."""
+    if arms is None:
+        return list(ARM_NAMES)
+    unknown = [name for name in arms if name not in ARM_NAMES]
+    if unknown or not arms:
+        raise UsageError(f"unknown arm {unknown[0] if unknown else ''!r}", hint=f"arms: {', '.join(ARM_NAMES)}")
+    return list(arms)
+
+
+def _rgb_labels(setup: Setup, clip: Clip) -> list[Labels] | None:
+    """The RGB network's labels of the original frames: what agreement is measured against."""
+    if setup.rgb is None:
+        return None
+    return [setup.rgb.labels(frame[None])[0] for frame in clip.frames]
+
+
+def _describe(arm: Arm, bundle: Bundle, clip: Clip) -> dict[str, Any]:
+    """The row of an arm before anything ran: rate and cost."""
+    mean_bytes = float(np.mean(arm.sizes))
+    return {
+        "name": arm.name,
+        "description": arm.description,
+        "detail": arm.detail,
+        **_rate(mean_bytes, clip),
+        **_cost(arm.roles, bundle, clip),
+    }
+
+
+def _rate(mean_bytes: float, clip: Clip) -> dict[str, float]:
+    bpp = 8 * mean_bytes / (clip.size[0] * clip.size[1])
+    return {"bytes_per_frame": mean_bytes, "bpp": bpp, "compression_factor": RGB_BITS / bpp}
+
+
+def _cost(roles: Sequence[str], bundle: Bundle, clip: Clip) -> dict[str, float]:
+    """Convolution MACs of a frame at the padded size, which is what the networks compute, and parameters."""
+    stride = bundle.codec.stride
+    height, width = (-(-side // stride) * stride for side in clip.size)
+    return {
+        "macs_per_frame": sum(bundle.macs(role, height, width) for role in roles),
+        "parameters": sum(bundle.parameters(role) for role in roles),
+    }
+
+
+def _score_all(
+    setup: Setup,
+    rows: list[dict[str, Any]],
+    clip: Clip,
+    bundle: Bundle,
+    reference: list[Labels] | None,
+    progress: Progress,
+) -> dict[str, list[Labels]]:
+    """One untimed pass of every arm, frame by frame: quality, and the labels that batched runs must repeat.
+
+    The very first frame after loading is slower than all others; its time is reported by itself as `first_ms`.
+    """
+    import time
+
+    kept: dict[str, list[Labels]] = {}
+    for number, (arm, row) in enumerate(zip(setup.arms, rows, strict=True)):
+        progress("scoring", number, len(rows))
+        scores = Scores([info.name for info in bundle.classes], clip.labels, reference)
+        arm.start(1)
+        kept[arm.name] = []
+        for index in range(len(clip.frames)):
+            begin = time.perf_counter()
+            labels = arm.run(index, index + 1, StageClock())[0]
+            if index == 0:
+                row["first_ms"] = 1e3 * (time.perf_counter() - begin)
+            scores.add(index, labels)
+            kept[arm.name].append(labels)
+        row["agreement"] = scores.agreement()
+        row["quality"] = scores.quality()
+        row["timings"] = []
+    return kept
+
+
+def _ceiling(bundle: Bundle, clip: Clip, reference: list[Labels] | None) -> dict[str, Any] | None:
+    """The RGB segmenter on the original frames: no arm, never timed, only the quality to measure the others by."""
+    if reference is None:
+        return None
+    scores = Scores([info.name for info in bundle.classes], clip.labels, reference)
+    for index, labels in enumerate(reference):
+        scores.add(index, labels)
+    height, width = clip.size
+    return {
+        "name": "rgb-original",
+        "description": "RGB segmenter on the original frames, not timed",
+        **_rate(height * width * RGB_BITS / 8, clip),
+        **_cost(("rgb_segmenter",), bundle, clip),
+        "agreement": scores.agreement(),
+        "quality": scores.quality(),
+    }
+
+
+def _time_all(
+    setup: Setup,
+    rows: list[dict[str, Any]],
+    single: dict[str, list[Labels]],
+    size: int,
+    frames: int,
+    rounds: int,
+    warmup: int,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Add the timing at one batch size to every row."""
+    agreements = {}
+    for arm in setup.arms:
+        arm.start(size)
+        labels = arm.run(0, size, StageClock())
+        agreements[arm.name] = float(np.mean(labels == np.stack(single[arm.name][:size])))
+    total = rounds * len(setup.arms)
+    steps = iter(range(1, total + 1))
+    timings: dict[str, Timing] = measure(
+        {arm.name: arm for arm in setup.arms},
+        frames,
+        batch=size,
+        rounds=rounds,
+        warmup=warmup,
+        seed=seed,
+        progress=lambda: progress(f"batch {size}", next(steps), total),
+    )
+    reference = timings.get(Compressed.name)
+    for row in rows:
+        timing = timings[row["name"]]
+        row["timings"].append(
+            {
+                **timing.summary(),
+                "time_over_compressed": None if reference is None else paired_ratio(timing, reference),
+                "agreement_with_batch_1": agreements[row["name"]],
+            }
+        )

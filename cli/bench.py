@@ -1,0 +1,136 @@
+"""Measure from bytes in memory to label maps, with and without decoding pixels first.
+
+SOURCE is a video, a folder of images of one size, or a text file of "IMAGE LABEL" lines. Its frames
+are encoded first; then the arms take turns, round by round, on the same frames in this process:
+
+  compressed      bytes -> entropy decode -> segmenter
+  learned-decode  the same bytes -> entropy decode -> decompressor -> RGB segmenter
+  jpeg            JPEG of the codec's size -> decode -> RGB segmenter
+  jpeg-q95        JPEG of quality 95 -> decode -> RGB segmenter
+  h264            the video's own packets -> decode -> RGB segmenter (H.264 files only)
+
+examples:
+  latentseg bench clip.mp4
+  latentseg bench camvid/val.txt --rounds 7 --plot bench.png --record bench.jsonl
+  latentseg bench frames/ --labels labels/ --arms compressed,jpeg --batch 1 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import _common
+
+HELP = "measure bytes-to-labels against decoding first, arms interleaved"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("source", metavar="SOURCE", help="a video, an image folder, or a file of pairs")
+    parser.add_argument(
+        "--labels", metavar="DIR|FILE", help="ground truth: PNGs named as the images, or a file of pairs"
+    )
+    _common.add_bundle(parser)
+    _common.add_backend(parser)
+    parser.add_argument("--arms", type=_names, metavar="A,B", help="only these arms (default: all that apply)")
+    parser.add_argument(
+        "--frames",
+        type=_common.positive,
+        default=128,
+        metavar="N",
+        help="use the first N frames (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_common.positive,
+        default=5,
+        metavar="R",
+        help="timed passes of every arm (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warmup", type=_count, default=3, metavar="W", help="untimed batches before them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=_sizes, default=[1, 8], metavar="N,M", help="frames a batch, each size timed (default: 1,8)"
+    )
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="of the arms' order (default: 0)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw stage times, and quality over bits per pixel")
+    parser.add_argument("--record", metavar="FILE.jsonl", help="append the result to this file as one line")
+    _common.add_overwrite(parser)
+    _common.add_json(parser, "the result")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, then print, record and draw; returns the exit code."""
+    _common.check_output(args.plot, args.overwrite)
+    if args.record is not None:
+        _common.check_output(args.record, overwrite=True)  # rows are appended, never replaced
+    if args.plot is not None:
+        from ..benchmarks import plots
+
+        plots.new_figure(1, 1, 1)  # a missing package shows before minutes of measuring, not after them
+    from ..benchmarks import report, segmentation
+    from ..benchmarks.clips import load_clip
+    from ..engine import load_bundle
+
+    segmentation.check_arms(args.arms)
+    bundle = load_bundle(args.bundle)
+    clip = load_clip(args.source, args.labels, args.frames)
+    result = segmentation.run(
+        clip,
+        bundle,
+        arms=args.arms,
+        batches=args.batch,
+        rounds=args.rounds,
+        warmup=args.warmup,
+        backend=args.backend,
+        threads=args.threads,
+        seed=args.seed,
+        progress=_progress(args),
+    )
+    if args.record is not None:
+        report.append_row(Path(args.record), result)
+    if args.json:
+        _common.emit(result)
+    else:
+        sys.stdout.write(report.text(result))
+    if args.plot is not None:
+        plots.plot_bench(result, Path(args.plot))
+    return 0
+
+
+def _progress(args: argparse.Namespace) -> Callable[[str, int, int], None]:
+    """A bar for each step of the work, on a terminal."""
+    if args.quiet or not sys.stderr.isatty():
+        return lambda what, done, total: None
+    from tqdm import tqdm
+
+    bar: Any = tqdm(delay=1.0, leave=False, unit="pass")
+
+    def show(what: str, done: int, total: int) -> None:
+        bar.set_description(what, refresh=False)
+        bar.total, bar.n = total, done
+        bar.refresh()
+        if done == total and what.startswith("batch"):
+            bar.clear()
+
+    return show
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _sizes(text: str) -> list[int]:
+    return [_common.positive(part.strip()) for part in text.split(",")]
+
+
+def _count(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, found {text!r}")
+    return int(text)
