@@ -1,0 +1,106 @@
+// Python bindings. Each function checks what could send a loop out of bounds, then works without the GIL. Errors in a
+// payload leave as ValueError; kernels/entropy.py makes InputError of them.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <stdexcept>
+
+#include "entropy.h"
+#include "scaling.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using Bytes1 = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstBytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats1 = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstFloats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes2 = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstBytes2 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstFloats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool good, const char *what) {
+    if (!good) throw nb::type_error(what);
+}
+
+bool quantize(const ConstFloats2 &x, int levels, const ConstFloats1 &lo, const ConstFloats1 &hi, const Bytes2 &q) {
+    const size_t rows = x.shape(0), n = x.shape(1);
+    require(lo.size() == rows && hi.size() == rows, "quantize: one lo and hi a row");
+    require(q.shape(0) == rows && q.shape(1) == n, "quantize: q has the shape of x");
+    require(levels >= 1 && levels <= 255, "quantize: levels in 1..255");
+    const nb::gil_scoped_release release;
+    bool finite = true;
+    for (size_t r = 0; r < rows; ++r)
+        finite &= latentseg::quantize(x.data() + r * n, n, levels, lo.data()[r], hi.data()[r], q.data() + r * n);
+    return finite;
+}
+
+void dequantize(const ConstBytes2 &q, int levels, const ConstFloats1 &lo, const ConstFloats1 &hi, const Floats2 &out) {
+    const size_t rows = q.shape(0), n = q.shape(1);
+    require(lo.size() == rows && hi.size() == rows, "dequantize: one lo and hi a row");
+    require(out.shape(0) == rows && out.shape(1) == n, "dequantize: out has the shape of q");
+    require(levels >= 1 && levels <= 255, "dequantize: levels in 1..255");
+    const nb::gil_scoped_release release;
+    for (size_t r = 0; r < rows; ++r) {
+        float values[256];
+        latentseg::value_table(levels, lo.data()[r], hi.data()[r], values);
+        for (size_t i = 0; i < n; ++i) out.data()[r * n + i] = values[q.data()[r * n + i]];
+    }
+}
+
+nb::bytes encode(const ConstBytes1 &q, size_t segments, size_t lane_symbols, const nb::bytes &scales) {
+    require(q.size() > 0 && segments > 0 && q.size() % segments == 0, "encode: segments of equal size, not empty");
+    require(lane_symbols > 0, "encode: lane_symbols above 0");
+    std::vector<uint8_t> payload;
+    {
+        const auto *scale_data = reinterpret_cast<const uint8_t *>(scales.c_str());
+        const size_t scale_bytes = scales.size();
+        const nb::gil_scoped_release release;
+        payload = latentseg::encode(q.data(), q.size(), segments, lane_symbols, scale_data, scale_bytes);
+    }
+    return nb::bytes(reinterpret_cast<const char *>(payload.data()), payload.size());
+}
+
+template <class Out, class Function>
+void decode(Function function, const nb::bytes &payload, size_t channels, int bits, int scaling, float lo, float hi,
+            bool table_a_channel, size_t lane_symbols, const Out &out, int threads) {
+    require(out.size() > 0 && channels > 0 && out.size() % channels == 0, "decode: channels of equal size, not empty");
+    require(bits >= 1 && bits <= 8 && scaling >= 0 && scaling <= 2, "decode: bits in 1..8, scaling in 0..2");
+    require(lane_symbols > 0 && threads > 0, "decode: lane_symbols and threads above 0");
+    const latentseg::Geometry geometry{
+        out.size(), channels, bits, static_cast<latentseg::Scaling>(scaling), lo, hi, table_a_channel, lane_symbols};
+    const auto *data = reinterpret_cast<const uint8_t *>(payload.c_str());
+    const size_t size = payload.size();
+    const nb::gil_scoped_release release;
+    function(data, size, geometry, out.data(), threads);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "Native kernels of latentseg; use them through latentseg.kernels.";
+    m.def("quantize", &quantize, "x"_a, "levels"_a, "lo"_a, "hi"_a, "q"_a.noconvert());
+    m.def("dequantize", &dequantize, "q"_a, "levels"_a, "lo"_a, "hi"_a, "out"_a.noconvert());
+    m.def("encode", &encode, "q"_a, "segments"_a, "lane_symbols"_a, "scales"_a);
+    m.def(
+        "decode_symbols",
+        [](const nb::bytes &payload, size_t channels, int bits, int scaling, float lo, float hi, bool table_a_channel,
+           size_t lane_symbols, const Bytes1 &out, int threads) {
+            decode(latentseg::decode_symbols, payload, channels, bits, scaling, lo, hi, table_a_channel, lane_symbols,
+                   out, threads);
+        },
+        "payload"_a, "channels"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "table_a_channel"_a, "lane_symbols"_a,
+        "out"_a.noconvert(), "threads"_a);
+    m.def(
+        "decode_floats",
+        [](const nb::bytes &payload, size_t channels, int bits, int scaling, float lo, float hi, bool table_a_channel,
+           size_t lane_symbols, const Floats1 &out, int threads) {
+            decode(latentseg::decode_floats, payload, channels, bits, scaling, lo, hi, table_a_channel, lane_symbols,
+                   out, threads);
+        },
+        "payload"_a, "channels"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "table_a_channel"_a, "lane_symbols"_a,
+        "out"_a.noconvert(), "threads"_a);
+}

@@ -1,0 +1,19 @@
+// float2int and int2float (paper eq. 2 and 4), in the same float32 steps as kernels/quantize.py and dequantize.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace latentseg {
+
+// q = round_half_even(levels * (x - lo) / (hi - lo)) clipped to [0, levels], for n values; zeros when hi == lo.
+// Returns whether all of x is finite.
+bool quantize(const float *x, size_t n, int levels, float lo, float hi, uint8_t *q);
+
+// The value of each symbol 0..levels: s * ((hi - lo) / levels) + lo; 256 entries, the last one repeated.
+void value_table(int levels, float lo, float hi, float *values);
+
+// Whether (lo, hi) can be a range: finite, lo <= hi, and 255 * (hi - lo) does not overflow.
+bool good_range(float lo, float hi);
+
+}  // namespace latentseg
