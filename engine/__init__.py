@@ -1,0 +1,21 @@
+"""The runtime: bundles, backends, sources, the pipeline and sinks. Never imports torch, triton, models, training or
+export, and imports ONNX Runtime, PyAV and Pillow only when they are used."""
+
+from __future__ import annotations
+
+from .bundle import Bundle, ClassInfo, CodecSpec, load_bundle, shipped_bundles, write_bundle
+from .engine import Engine, Run
+from .result import EncodeSummary, Result
+
+__all__ = [
+    "Bundle",
+    "ClassInfo",
+    "CodecSpec",
+    "EncodeSummary",
+    "Engine",
+    "Result",
+    "Run",
+    "load_bundle",
+    "shipped_bundles",
+    "write_bundle",
+]

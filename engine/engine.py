@@ -1,0 +1,273 @@
+"""The facade: a bundle, and what can be done with it. Bytes in, masks out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from ..bitstream import Damage, StreamHeader
+from ..errors import InputError, UsageError
+from .backends import BACKENDS
+from .bundle import Bundle, frame_size, load_bundle
+from .pipeline import Stage
+from .result import EncodeSummary, Result
+from .roles import Compressor, Decompressor, Segmenter
+from .run import Run, Work, timed
+from .sinks.lseg import StreamSink
+from .sources import FrameSource, Source, SourceFrame, StreamSource, open_frames, open_source
+
+T = TypeVar("T")
+R = TypeVar("R", Compressor, Decompressor, Segmenter)
+
+
+class Engine:
+    """A bundle on a backend: segments, encodes and decodes streams.
+
+    Models are loaded when first needed, and kept until `close`. One run at a time.
+
+    Parameters
+    ----------
+    bundle: a Bundle, a shipped name, or a folder. backend, threads: see `open_backend`.
+    queue_depth: frames that wait between two stages; memory grows with it.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str],
+        backend: str = "onnxruntime",
+        threads: int | None = None,
+        queue_depth: int = 2,
+    ) -> None:
+        if queue_depth < 1:
+            raise UsageError(f"queue depth is {queue_depth}, expected at least 1")
+        if backend not in BACKENDS:
+            raise UsageError(f"unknown backend '{backend}'", hint=f"known: {', '.join(BACKENDS)}")
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self.backend, self.threads, self.queue_depth = backend, threads, queue_depth
+        self._roles: dict[str, Any] = {}
+        self._last: Run[Any] | None = None
+
+    @property
+    def damages(self) -> list[Damage]:
+        """What the latest run passed over."""
+        return self._last.damages if self._last else []
+
+    @property
+    def lost(self) -> int:
+        """Frames that damage has cost the latest run; a caller ends with exit code 7 where it is not 0."""
+        return self._last.lost if self._last else 0
+
+    @property
+    def dropped(self) -> int:
+        """Live frames that the latest run dropped because they came too fast."""
+        return self._last.dropped if self._last else 0
+
+    def segment(
+        self,
+        source: str | os.PathLike[str] | Source[Any],
+        *,
+        kind: str | None = None,
+        with_frames: bool = False,
+        drop_late: bool | None = None,
+    ) -> Run[Result]:
+        """Segment every frame of a source from its compressed bytes.
+
+        An .lseg stream goes in as it is; anything else is compressed to bytes first, frame by frame. Damaged frames
+        are passed over: see `damages` and `lost` afterwards.
+
+        source: see `open_source`; or an open source, which is closed at the end.
+        with_frames: give each result its RGB frame as well; for an .lseg stream the decompressor makes it.
+        drop_late: drop the oldest waiting frame when frames come too fast; None: for live sources only.
+
+        Raises
+        ------
+        InputError: the source is unreadable, or none of its frames is. ArtifactError: the stream is another codec's.
+        UsageError, BackendMissingError: see `open_source` and `open_backend`.
+        """
+        opened = open_source(source, kind) if isinstance(source, str | os.PathLike) else source
+        with _closed_on_error(opened):
+            stages: list[Stage] = []
+            damages: list[Damage] = []
+            if isinstance(opened, StreamSource):
+                header = opened.header
+            else:
+                header = self._header(opened)
+                stages.append(timed("compress", self._compress_stage(header, keep_rgb=with_frames)))
+            size = frame_size(header, self.bundle.codec.stride)
+            self.bundle.check_stream(header)
+            segmenter = self._role(Segmenter)
+            stages.append(timed("entropy_decode", self._decode_stage(segmenter, header, damages)))
+            if with_frames and isinstance(opened, StreamSource):
+                stages.append(timed("decompress", self._frames_stage(size)))
+
+            def label(work: Work) -> Work:
+                assert work.latents is not None
+                return replace(work, labels=segmenter.labels(work.latents, size)[0], latents=None)
+
+            stages.append(timed("segment", label))
+            return self._start(opened, size, stages, damages, _to_result, drop_late)
+
+    def decode(self, source: str | os.PathLike[str] | StreamSource) -> Run[SourceFrame]:
+        """Decode an .lseg stream to RGB frames with the bundle's decompressor.
+
+        Raises as `segment`; ArtifactError where the bundle has no decompressor; InputError where the source is no
+        .lseg stream.
+        """
+        opened = open_source(source, "lseg") if isinstance(source, str | os.PathLike) else source
+        assert isinstance(opened, StreamSource)
+        with _closed_on_error(opened):
+            damages: list[Damage] = []
+            size = frame_size(opened.header, self.bundle.codec.stride)
+            self.bundle.check_stream(opened.header)
+            decompressor = self._role(Decompressor)
+            stages = [
+                timed("entropy_decode", self._decode_stage(decompressor, opened.header, damages)),
+                timed("decompress", self._frames_stage(size)),
+            ]
+            return self._start(opened, size, stages, damages, _to_frame, None)
+
+    def encode(
+        self,
+        source: str | os.PathLike[str] | FrameSource,
+        dest: str | os.PathLike[str],
+        *,
+        kind: str | None = None,
+        overwrite: bool = False,
+        drop_late: bool | None = None,
+        on_frame: Callable[[Run[Any]], None] | None = None,
+    ) -> EncodeSummary:
+        """Compress every frame of a source to an .lseg stream.
+
+        dest: a path, or "-" for stdout. on_frame: called with the run after each frame, to show progress.
+        The file is made when the first frame is there, and is readable to its last whole frame however it ends.
+
+        Raises
+        ------
+        InputError: the source is unreadable. UsageError: `dest` exists and `overwrite` is false, or is the source.
+        OutputError: writing failed (full disk).
+        """
+        if overwrite and isinstance(source, str | os.PathLike) and _same_file(source, dest):
+            raise UsageError(f"output {dest} is the source itself", hint="choose another name")
+        start = time.perf_counter()
+        payload_bytes = 0
+        with StreamSink(dest, overwrite) as sink:
+            opened = open_frames(source, kind) if isinstance(source, str | os.PathLike) else source
+            with _closed_on_error(opened):
+                header = self._header(opened)
+                stages = [timed("compress", self._compress_stage(header, keep_rgb=False))]
+                run = self._start(opened, opened.size, stages, [], lambda work: work, drop_late)
+            with run:
+                for work in run:
+                    if run.frames == 1:
+                        sink.start(header)
+                    sink.write(work.payload, work.timestamp_us)
+                    payload_bytes += len(work.payload)
+                    if on_frame is not None:
+                        on_frame(run)
+            return EncodeSummary(
+                frames=sink.frames,
+                lost=run.lost,
+                dropped=run.dropped,
+                bytes=sink.bytes_written,
+                payload_bytes=payload_bytes,
+                size=run.size,
+                seconds=time.perf_counter() - start,
+            )
+
+    def close(self) -> None:
+        """Stop the latest run and free the models; may be called twice."""
+        if self._last is not None:
+            self._last.close()
+        for role in self._roles.values():
+            role.close()
+        self._roles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _role(self, kind: type[R]) -> R:
+        if kind.role not in self._roles:
+            self._roles[kind.role] = kind(self.bundle, self.backend, self.threads)
+        role: R = self._roles[kind.role]
+        return role
+
+    def _header(self, source: Source[Any]) -> StreamHeader:
+        return self.bundle.header(*source.size, source.frame_rate)
+
+    def _compress_stage(self, header: StreamHeader, keep_rgb: bool) -> Stage:
+        compressor = self._role(Compressor)
+
+        def stage(work: Work) -> Work:
+            assert work.rgb is not None
+            (payload,) = compressor.encode(work.rgb[None], header)
+            return replace(work, payload=payload, rgb=work.rgb if keep_rgb else None)
+
+        return stage
+
+    def _decode_stage(self, role: Segmenter | Decompressor, header: StreamHeader, damages: list[Damage]) -> Stage:
+        def stage(work: Work) -> Work | None:
+            try:
+                return replace(work, latents=role.entropy_decode([work.payload], header))
+            except InputError as error:
+                # The container's CRC fits and yet the coder cannot read it: damage that came before the writer.
+                damages.append(Damage(-1, f"frame {work.index} does not decode: {error}", work.index, lost=1))
+                return None
+
+        return stage
+
+    def _frames_stage(self, size: tuple[int, int]) -> Stage:
+        decompressor = self._role(Decompressor)
+
+        def stage(work: Work) -> Work:
+            assert work.latents is not None
+            return replace(work, rgb=decompressor.frames(work.latents, size)[0])
+
+        return stage
+
+    def _start(
+        self,
+        source: Source[Any],
+        size: tuple[int, int],
+        stages: Sequence[Stage],
+        damages: list[Damage],
+        finish: Callable[[Work], T],
+        drop_late: bool | None,
+    ) -> Run[T]:
+        if self._last is not None:
+            self._last.close()
+        run = Run(source, size, stages, damages, finish, self.queue_depth, drop_late)
+        self._last = run
+        return run
+
+
+def _to_result(work: Work) -> Result:
+    assert work.labels is not None
+    return Result(work.index, work.timestamp_us, work.labels, len(work.payload), work.timings_ms, work.rgb)
+
+
+def _to_frame(work: Work) -> SourceFrame:
+    assert work.rgb is not None
+    return SourceFrame(work.index, work.timestamp_us, work.rgb)
+
+
+@contextmanager
+def _closed_on_error(source: Source[Any]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        source.close()
+        raise
+
+
+def _same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    first, second = Path(a), Path(b)
+    return first.exists() and second.exists() and first.samefile(second)

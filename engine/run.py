@@ -1,0 +1,137 @@
+"""One run of a pipeline: frames as they pass through its stages, and the iterator that a caller gets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bitstream import Damage, Frame
+from ..errors import InputError
+from .pipeline import Pipeline, Stage
+from .sources import Source
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One frame on its way through the stages; each stage fills in what it makes and drops what nobody needs more."""
+
+    index: int
+    timestamp_us: int
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    rgb: npt.NDArray[np.uint8] | None = None
+    payload: bytes = b""
+    latents: npt.NDArray[np.float32] | None = None
+    labels: npt.NDArray[np.uint8] | None = None
+
+
+class Run(Iterator[T], Generic[T]):
+    """The results of one run, in order, as they are made. Close it (or use `with`) unless it was exhausted.
+
+    Attributes
+    ----------
+    size: (H, W) of every frame. frame_rate: (num, den), (0, 1) unknown. length: expected frames, or None.
+    frames: results given so far. damages: what was passed over so far. lost, dropped: frames lost to damage, and
+    live frames that came too fast.
+    """
+
+    def __init__(
+        self,
+        source: Source[Any],
+        size: tuple[int, int],
+        stages: Sequence[Stage],
+        damages: list[Damage],
+        finish: Callable[[Work], T],
+        depth: int,
+        drop_late: bool | None,
+    ) -> None:
+        self.size, self.frame_rate, self.length = size, source.frame_rate, source.length
+        self.frames = 0
+        self._source, self._own_damages, self._finish = source, damages, finish
+        drop = source.live if drop_late is None else drop_late
+        self._pipeline: Pipeline[Work] = Pipeline(reading(source), stages, depth, drop)
+        self._start = time.perf_counter()
+
+    def __next__(self) -> T:
+        try:
+            result = self._finish(next(self._pipeline))
+        except StopIteration:
+            if self.frames == 0 and self.damages:
+                raise InputError(
+                    f"{self._source.name}: none of {self.lost} frames could be read; {self.damages[0].reason}"
+                ) from None
+            raise
+        self.frames += 1
+        return result
+
+    @property
+    def damages(self) -> list[Damage]:
+        return [*self._source.damages, *self._own_damages]
+
+    @property
+    def lost(self) -> int:
+        return sum(damage.lost for damage in self.damages)
+
+    @property
+    def dropped(self) -> int:
+        return self._pipeline.dropped
+
+    def summary(self) -> dict[str, Any]:
+        """What the run gave so far, JSON-ready."""
+        seconds = time.perf_counter() - self._start
+        return {
+            "source": self._source.name,
+            "size": list(self.size),
+            "frames": self.frames,
+            "lost": self.lost,
+            "dropped": self.dropped,
+            "damages": [
+                {"offset": d.offset, "frame_index": d.frame_index, "lost": d.lost, "reason": d.reason}
+                for d in self.damages
+            ],
+            "seconds": round(seconds, 6),
+            "frames_per_s": round(self.frames / seconds, 3) if seconds > 0 else 0.0,
+        }
+
+    def close(self) -> None:
+        """Stop all work; may be called twice."""
+        self._pipeline.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def reading(source: Source[Any]) -> Iterator[Work]:
+    """The source's frames as work, the source closed at the end, in the thread that reads it."""
+    with source:
+        start = time.perf_counter()
+        for item in source:
+            timings = {"read": (time.perf_counter() - start) * 1e3}
+            if isinstance(item, Frame):
+                yield Work(item.index, item.timestamp_us, timings, payload=item.payload)
+            else:
+                yield Work(item.index, item.timestamp_us, timings, rgb=item.rgb)
+            del item
+            start = time.perf_counter()
+
+
+def timed(name: str, stage: Stage) -> Stage:
+    """`stage`, its wall time noted in each frame's `timings_ms`."""
+
+    def measured(work: Work) -> Work | None:
+        start = time.perf_counter()
+        done: Work | None = stage(work)
+        work.timings_ms[name] = (time.perf_counter() - start) * 1e3
+        return done
+
+    return measured
