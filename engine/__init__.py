@@ -4,8 +4,9 @@ export, and imports ONNX Runtime, PyAV and Pillow only when they are used."""
 from __future__ import annotations
 
 from .bundle import Bundle, ClassInfo, CodecSpec, load_bundle, shipped_bundles, write_bundle
-from .engine import Engine, Run
+from .engine import Engine
 from .result import EncodeSummary, Result
+from .run import Run
 
 __all__ = [
     "Bundle",

@@ -16,6 +16,7 @@ from .base import NOMINAL_FRAME_US, FrameSource, SourceFrame
 _LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtp", "udp", "srt", "rtmp", "rtmps"})
 _OPEN_TIMEOUT_S, _READ_TIMEOUT_S = 10.0, 30.0
 _CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
+_END_TOLERANCE_S = 0.2  # announced lengths are rounded, and the last frame's duration is often left out
 _MAX_U32 = (1 << 32) - 1
 
 
@@ -107,7 +108,7 @@ class VideoSource(FrameSource):
         )
 
     def _decode(self) -> Iterator[SourceFrame]:
-        start = None
+        start, end_us = None, 0
         for index, frame in enumerate(self._raw_frames()):
             rgb = np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
             if index == 0:
@@ -123,7 +124,24 @@ class VideoSource(FrameSource):
             else:
                 start = frame.pts if start is None else start
                 timestamp = round((frame.pts - start) * frame.time_base * 1_000_000)
+            end_us = timestamp + (round(frame.duration * frame.time_base * 1_000_000) if frame.duration else 0)
             yield SourceFrame(index, timestamp, rgb)
+        if not (self.live or self.damages):
+            self._report_early_end(end_us)
+
+    def _report_early_end(self, end_us: int) -> None:
+        """A cut file just ends, without an error: compare with the length that it announces, where it does."""
+        stream, rate = self._stream, float(self._stream.average_rate or 25)
+        if stream.duration and stream.time_base:
+            announced = float(stream.duration * stream.time_base)
+        elif self._container.duration and len(self._container.streams) == 1:
+            announced = self._container.duration / self._av.time_base
+        else:
+            return
+        missing = announced - end_us / 1e6
+        if missing > max(_END_TOLERANCE_S, 2 / rate):
+            reason = f"the video ends {missing:.2f} s before the {announced:.2f} s that it announces"
+            self.damages.append(Damage(0, reason, None, lost=max(1, round(missing * rate))))
 
     def _raw_frames(self) -> Iterator[Any]:
         """Decoded frames; damage in a packet costs that packet, damage in the container ends the stream."""
