@@ -55,15 +55,27 @@ class PatchTransform(nn.Module):
             return self.linear(x.float()) + branch.float()
 
 
+class Gain(nn.Module):
+    """One factor a channel, exp(10 g): the rate follows it directly, so it must move ten times faster than weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_tenth = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * torch.exp(10.0 * self.log_tenth)
+
+
 class PatchCompressor(nn.Module):
     """RGB in [0, 1], float32 (N, 3, H, W), to a float latent (N, C, H/8, W/8) whose quantisation step is 1."""
 
     def __init__(self, channels: int, width: int, units: int) -> None:
         super().__init__()
         self.transform = PatchTransform(PATCH_VALUES, channels, width, units, entry_kernel=1)
+        self.gain = Gain(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.transform(F.pixel_unshuffle(x - 0.5, STRIDE))
+        y: Tensor = self.gain(self.transform(F.pixel_unshuffle(x - 0.5, STRIDE)))
         return y
 
 
@@ -72,10 +84,11 @@ class PatchDecompressor(nn.Module):
 
     def __init__(self, channels: int, width: int, units: int) -> None:
         super().__init__()
+        self.gain = Gain(channels)
         self.transform = PatchTransform(channels, PATCH_VALUES, width, units, entry_kernel=3)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = F.pixel_shuffle(self.transform(z), STRIDE) + 0.5
+        x = F.pixel_shuffle(self.transform(self.gain(z)), STRIDE) + 0.5
         # A clamp would kill the gradient of every value outside [0, 1] while training.
         return x if self.training else x.clamp(0.0, 1.0)
 

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Adam moves every parameter by about the learning rate a step. These few statistics must follow the latent at once, so
+# each is stored divided by this, and so moves that many times faster than a weight does.
+SPEED = 20.0
+
 
 class LaplaceRateModel(nn.Module):
     """Ideal bits of an integer latent under a Laplace law whose mean and scale follow the symbols to the left.
@@ -26,20 +30,20 @@ class LaplaceRateModel(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.mean_logit = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.scale_floor = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.weight1 = nn.Parameter(torch.full((channels, 1, 1), -1.5))
-        self.weight2 = nn.Parameter(torch.full((channels, 1, 1), -1.5))
+        self.scale_floor = nn.Parameter(torch.full((channels, 1, 1), -1.0 / SPEED))
+        self.weight1 = nn.Parameter(torch.full((channels, 1, 1), -1.5 / SPEED))
+        self.weight2 = nn.Parameter(torch.full((channels, 1, 1), -1.5 / SPEED))
 
     def bits(self, z: Tensor) -> Tensor:
         """Bits of every symbol: float32 (N, C, h, w) of integers (straight-through while training) to the same shape."""
-        error = z - torch.sigmoid(self.mean_logit) * F.pad(z, (1, 0))[..., :-1]
+        error = z - torch.sigmoid(SPEED * self.mean_logit) * F.pad(z, (1, 0))[..., :-1]
         # Both tails are written with the distance from the mean, so that nothing cancels far out.
         distance = error.abs()
         padded = F.pad(distance, (2, 0))
         scale = (
-            F.softplus(self.scale_floor)
-            + F.softplus(self.weight1) * padded[..., 1:-1]
-            + F.softplus(self.weight2) * padded[..., :-2]
+            F.softplus(SPEED * self.scale_floor)
+            + F.softplus(SPEED * self.weight1) * padded[..., 1:-1]
+            + F.softplus(SPEED * self.weight2) * padded[..., :-2]
         ).clamp_min(0.02)
         inner, outer = (distance - 0.5) / scale, (distance + 0.5) / scale
         tail = 0.5 * torch.exp(-inner.clamp_min(0.0)) * -torch.expm1(-1.0 / scale)

@@ -54,7 +54,7 @@ def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: Co
     if config.target_bpp is not None:
         patches = sample_patches(frames, 8, config.pca_patches // 10, seed)
         # The quantisation step that a transform code would use at this rate, within a factor of about two.
-        codec.pca_init(F.pixel_unshuffle(patches, 8)[:, :, 0, 0], step=50.0 * (0.4 / config.target_bpp) ** 0.8)  # type: ignore[operator]
+        codec.pca_init(F.pixel_unshuffle(patches, 8)[:, :, 0, 0], step=60.0 * (0.4 / config.target_bpp) ** 0.8)  # type: ignore[operator]
         return
     from ..models.kakaiya_codec import pca_init
 
@@ -102,7 +102,7 @@ def train_codec(
     }
     run = Run(
         folder, network, options, codec, loop, settings, resume=resume,
-        extra={"log_lambda": math.log(0.004), "smooth_bpp": config.target_bpp or 0.0},
+        extra={"log_lambda": math.log(0.003), "smooth_bpp": config.target_bpp or 0.0},
     )  # fmt: skip
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -124,8 +124,11 @@ def train_codec(
         bpp = rate_model(z) / (x.shape[0] * x.shape[2] * x.shape[3])
         assert config.target_bpp is not None
         smooth = run.extra["smooth_bpp"] = 0.98 * run.extra["smooth_bpp"] + 0.02 * bpp.item()
-        # An integral controller on log(lambda): above the target the distortion must count for less.
-        run.extra["log_lambda"] += 0.004 * max(-1.0, min(1.0, 3.0 * (config.target_bpp - smooth) / config.target_bpp))
+        # An integral controller on log(lambda): above the target the distortion must count for less. It is slower than
+        # the network (which answers within some 200 steps), and waits until the start is over, so that it settles.
+        if step >= loop.warmup:
+            error = (config.target_bpp - smooth) / config.target_bpp
+            run.extra["log_lambda"] += 0.006 * max(-0.5, min(0.5, error))
         loss = mse * 255.0**2 * math.exp(run.extra["log_lambda"]) + bpp
         return loss, {"psnr": psnr, "bpp": bpp.item(), "lambda": math.exp(run.extra["log_lambda"])}
 

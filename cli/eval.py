@@ -1,0 +1,109 @@
+"""Score trained weights.
+
+    latentseg eval codec runs/codec --frames FOLDER
+    latentseg eval segmenter runs/latent --codec runs/codec --data CAMVID --split val
+    latentseg eval segmenter runs/rgb --decoded-by runs/codec --data CAMVID --split val
+
+Codec: PSNR, SSIM, bpp of real bytes and compression factor against 24-bit RGB. Segmenter: mIoU, IoU and Dice of every
+class, Dice averaged over classes (macro, from the pooled confusion matrix), pixel accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError, VerificationError, missing_extra
+from . import _common
+
+HELP = "score a codec or a segmenter on labelled data"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter")
+    codec = sub.add_parser("codec", help="rate and distortion", allow_abbrev=False)
+    codec.add_argument("weights", type=Path, metavar="RUN", help="a run's folder, or its model.safetensors")
+    codec.add_argument("--frames", required=True, metavar="PATH", help="folder of images or videos, or a video file")
+    codec.add_argument(
+        "--every", type=_common.positive, default=1, metavar="N", help="take every n-th frame (default: 1)"
+    )
+    codec.add_argument("--dictionary", choices=("frame", "channel"), default="channel", help="default: %(default)s")
+    _common.add_json(codec, "the scores")
+
+    segmenter = sub.add_parser("segmenter", help="mIoU, Dice, pixel accuracy", allow_abbrev=False)
+    segmenter.add_argument("weights", type=Path, metavar="RUN", help="a run's folder, or its model.safetensors")
+    segmenter.add_argument("--codec", type=Path, metavar="RUN", help="the codec of a latent segmenter")
+    segmenter.add_argument(
+        "--decoded-by", type=Path, metavar="RUN", help="send frames through this codec before an RGB segmenter"
+    )
+    segmenter.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
+    segmenter.add_argument("--layout", default="camvid", help="camvid or cityscapes (default: %(default)s)")
+    segmenter.add_argument("--split", default="val", help="default: %(default)s")
+    segmenter.add_argument("--floor", type=float, metavar="MIOU", help="exit with 5 if the mIoU is below this")
+    _common.add_json(segmenter, "the scores")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise missing_extra("torch", "train") from None
+    scores = _codec(args) if args.what == "codec" else _segmenter(args)
+    if args.json:
+        _common.emit(scores)
+    else:
+        print(_common.table(_rows(scores)))
+    floor = getattr(args, "floor", None)
+    if floor is not None and scores["miou"] < floor:
+        raise VerificationError(f"mIoU is {scores['miou']:.4f}, below the floor of {floor}")
+    return 0
+
+
+def _rows(scores: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            rows += _rows(value, f"{prefix}{name} ")
+        else:
+            rows.append((prefix + name, f"{value:.4f}" if isinstance(value, float) else str(value)))
+    return rows
+
+
+def _codec(args: argparse.Namespace) -> dict[str, Any]:
+    from ..training.checkpoint import load_weights
+    from ..training.data import read_frames
+    from ..training.evaluate import evaluate_codec
+
+    codec = load_weights(args.weights, kinds=("codec",)).build()
+    frames = read_frames(Path(args.frames), every=args.every)
+    return evaluate_codec(codec, frames, dictionary=args.dictionary, progress=not args.quiet)
+
+
+def _segmenter(args: argparse.Namespace) -> dict[str, Any]:
+    from ..models import registry
+    from ..training.checkpoint import load_weights
+    from ..training.data import labelled, read_image, read_label
+    from ..training.evaluate import decoded_by, evaluate_segmenter
+
+    weights = load_weights(args.weights, kinds=("rgb_segmenter", "latent_segmenter"))
+    latent = registry.entry(weights.network).kind == "latent_segmenter"
+    if latent != (args.codec is not None) or (latent and args.decoded_by is not None):
+        raise UsageError(
+            f"'{weights.network}' is {'a latent' if latent else 'an RGB'} segmenter",
+            hint="a latent segmenter needs --codec; an RGB one takes --decoded-by, or neither",
+        )
+    codec = load_weights(args.codec, kinds=("codec",)) if args.codec else None
+    trained_on = weights.facts["settings"].get("codec")
+    if codec is not None and codec.content_id != trained_on:
+        raise UsageError(
+            f"the segmenter was trained on codec {trained_on[:16]}, found {codec.content_id[:16]}",
+            hint="give the --codec of its training",
+        )
+    classes, pairs = labelled(args.layout, args.data, args.split)
+    before = decoded_by(load_weights(args.decoded_by, kinds=("codec",)).build()) if args.decoded_by else None
+    samples = ((read_image(p.image), read_label(p.label, classes)) for p in pairs)
+    return evaluate_segmenter(
+        weights.build(), samples, classes, codec=codec.build() if codec else None, before=before, total=len(pairs),
+        progress=not args.quiet,
+    )  # fmt: skip

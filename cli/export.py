@@ -1,0 +1,72 @@
+"""Turn trained weights into ONNX files and a verified bundle.
+
+    latentseg export --codec runs/codec --segmenter runs/latent --rgb-segmenter runs/rgb --layout camvid \\
+        --frames CAMVID/val --name my-bundle -o my-bundle
+
+Every model is compared with torch on ONNX Runtime at the smallest, the usual and a large shape before anything is
+written: symbols, labels, NaN. A bundle of a codec alone (no segmenter) can encode and decode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..errors import InputError, missing_extra
+from . import _common
+
+HELP = "turn checkpoints into ONNX files and a bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--codec", required=True, type=Path, metavar="RUN", help="a codec's run, or its model.safetensors")
+    parser.add_argument("--segmenter", type=Path, metavar="RUN", help="the latent segmenter trained on this codec")
+    parser.add_argument("--rgb-segmenter", type=Path, metavar="RUN", help="the RGB segmenter to compare with")
+    parser.add_argument("--layout", default="camvid", help="whose classes: camvid or cityscapes (default: %(default)s)")
+    parser.add_argument("--frames", metavar="PATH", help="real frames to verify on (default: noise)")
+    parser.add_argument(
+        "--size", type=_common.positive, nargs=2, default=(360, 480), metavar=("H", "W"),
+        help="the usual frame size, for verification (default: 360 480)",
+    )  # fmt: skip
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON file of scores to put into the manifest")
+    parser.add_argument("--dictionary", choices=("frame", "channel"), default="channel", help="default: %(default)s")
+    parser.add_argument("--name", help="the bundle's name (default: the folder's)")
+    parser.add_argument("--description", default="", help="one line for people")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="the bundle's folder")
+    _common.add_overwrite(parser)
+    _common.add_json(parser, "the verification")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise missing_extra("torch", "export") from None
+    import numpy as np
+
+    from ..export.assemble import export_bundle
+    from ..training.checkpoint import load_weights
+    from ..training.data import LAYOUTS, read_frames
+
+    _common.check_output(str(args.out), args.overwrite)
+    codec = load_weights(args.codec, kinds=("codec",))
+    segmenter = load_weights(args.segmenter, kinds=("latent_segmenter",)) if args.segmenter else None
+    rgb = load_weights(args.rgb_segmenter, kinds=("rgb_segmenter",)) if args.rgb_segmenter else None
+    scores = {}
+    if args.scores:
+        try:
+            scores = json.loads(args.scores.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read scores from {args.scores}: {error}") from None
+    frames = np.stack(read_frames(Path(args.frames), limit=4)) if args.frames else None
+    classes = LAYOUTS[args.layout][0]() if segmenter or rgb else None
+    bundle = export_bundle(
+        args.out, args.name or args.out.resolve().name, codec, segmenter=segmenter, rgb_segmenter=rgb, classes=classes,
+        frames=frames, size=tuple(args.size), scores=scores, description=args.description, dictionary=args.dictionary,
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    if args.json:
+        _common.emit({"bundle": str(bundle.path), "verification": bundle.manifest["verification"]})
+    _common.note(args, f"wrote {bundle.path}: {', '.join(bundle.roles)}, verified")
+    return 0

@@ -1,0 +1,127 @@
+"""From checkpoints to a verified bundle, in one call."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bitstream import Scaling
+from ..engine.bundle import Bundle, ClassInfo, CodecSpec, write_bundle
+from ..errors import ArtifactError, UsageError
+from ..models import registry
+from ..training.checkpoint import Weights
+from ..training.data import ClassSet
+from .onnx import OPSET, Exported, codec_graphs, export_role, segmenter_graph
+from .verify import make_reference, verify_entropy, verify_export
+
+
+def export_bundle(
+    out: Path,
+    name: str,
+    codec: Weights,
+    *,
+    segmenter: Weights | None = None,
+    rgb_segmenter: Weights | None = None,
+    classes: ClassSet | None = None,
+    frames: NDArray[np.uint8] | None = None,
+    size: tuple[int, int] = (360, 480),
+    scores: Mapping[str, Any] | None = None,
+    description: str = "",
+    dictionary: str = "channel",
+    overwrite: bool = False,
+) -> Bundle:
+    """Export, verify, and only then write a bundle.
+
+    codec: gives compressor and decompressor. segmenter: trained on this codec's latents. classes: of the segmenters.
+    frames: real frames uint8 (N, H, W, 3) to verify on; synthetic noise without. size: the usual frame (height, width).
+    Verification runs at one stride by one stride, at `size` and at 1080x1920, in batches of 1, 2 and 1.
+
+    Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
+    """
+    if (segmenter or rgb_segmenter) and classes is None:
+        raise UsageError("a bundle with a segmenter needs its classes", hint="--layout camvid, or cityscapes")
+    if segmenter is not None:
+        trained_on = segmenter.facts["settings"]["codec"]
+        if trained_on != codec.content_id:
+            raise ArtifactError(
+                f"the segmenter was trained on the latents of codec {trained_on[:16]}, this codec is {codec.content_id[:16]}",
+                hint="give the codec that the segmenter was trained with",
+            )
+    net = codec.build()
+    stride, channels = int(net.stride), int(net.channels)  # type: ignore[arg-type]
+    spec = CodecSpec(
+        name=codec.network,
+        id=bytes.fromhex(codec.content_id),
+        channels=channels,
+        stride=stride,
+        bits=int(net.bits),  # type: ignore[arg-type]
+        scaling=Scaling(*net.scaling),  # type: ignore[misc]
+        dictionary=dictionary,  # type: ignore[arg-type]
+    )
+    graphs = codec_graphs(net)
+    for role, weights in (("segmenter", segmenter), ("rgb_segmenter", rgb_segmenter)):
+        if weights is None:
+            continue
+        kind = registry.entry(weights.network).kind
+        if (kind == "rgb_segmenter") != (role == "rgb_segmenter"):
+            raise ArtifactError(f"'{weights.network}' is a {kind}, it cannot be the bundle's {role}")
+        assert classes is not None
+        if weights.options["classes"] != len(classes.names):
+            raise ArtifactError(f"the {role} has {weights.options['classes']} classes, the layout {len(classes.names)}")
+        graphs[role] = segmenter_graph(weights.build(), rgb=role == "rgb_segmenter")
+
+    with tempfile.TemporaryDirectory() as folder:
+        models = [export_role(role, g, Path(folder) / f"{role}.onnx", channels, stride) for role, g in graphs.items()]
+        verification = _verify(models, spec, frames, size)
+        parts = {"codec": codec, "segmenter": segmenter, "rgb_segmenter": rgb_segmenter}
+        return write_bundle(
+            out,
+            name,
+            spec,
+            {m.role: (m.path, m.macs_per_pixel, m.parameters) for m in models},
+            [ClassInfo(n, c) for n, c in zip(classes.names, classes.colors, strict=True)] if classes else [],
+            verification,
+            dict(scores or {}),
+            {role: {"network": w.network, "id": w.content_id, **w.facts} for role, w in parts.items() if w is not None},
+            description,
+            overwrite=overwrite,
+        )
+
+
+def _verify(
+    models: Sequence[Exported], spec: CodecSpec, frames: NDArray[np.uint8] | None, size: tuple[int, int]
+) -> dict[str, Any]:
+    from ..bitstream import StreamHeader
+
+    s = spec.stride
+    usual = (-(-size[0] // s) * s, -(-size[1] // s) * s)
+    header = StreamHeader(
+        codec_id=spec.id,
+        latent_shape=(spec.channels, usual[0] // s, usual[1] // s),
+        bits=spec.bits,
+        scaling=spec.scaling,
+        source_size=usual,
+        frame_rate=(0, 1),
+        dictionary=spec.dictionary,
+    )
+    largest = (-(-1080 // s) * s, -(-1920 // s) * s)
+    shapes = [(1, s, s), (2, *usual), (1, *largest)]
+    found = verify_export(models, header, shapes, frames)
+    compressor = next(m for m in models if m.role == "compressor")
+    import torch
+
+    with torch.no_grad():
+        latents = compressor.graph(compressor.example(2, *usual)).numpy()
+    return {
+        "opset": OPSET,
+        "torch": torch.__version__,
+        "real_frames": 0 if frames is None else len(frames),
+        "entropy": verify_entropy(latents, header),
+        **found,
+        "reference": make_reference(models, header),
+    }

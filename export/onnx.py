@@ -1,0 +1,114 @@
+"""Torch networks to ONNX files, opset and interfaces pinned, batch and size dynamic."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import missing_extra
+from ..models.complexity import count
+from .graphs import CompressorGraph, DecompressorGraph, LabelsGraph
+
+OPSET = 18
+MAX_BATCH, MAX_SIDE = 256, 8192  # bounds of the dynamic dimensions; the largest frame side in pixels
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One exported model: its file, the torch graph it must agree with, and its cost."""
+
+    role: str
+    path: Path
+    graph: nn.Module
+    channels: int
+    stride: int
+    macs_per_pixel: float
+    parameters: int
+
+    def example(self, batch: int, height: int, width: int, seed: int = 0) -> Tensor:
+        """An input of this model for frames of `height` x `width` (multiples of the stride)."""
+        return example_input(self.role, batch, height, width, self.channels, self.stride, seed)
+
+
+def example_input(role: str, batch: int, height: int, width: int, channels: int, stride: int, seed: int) -> Tensor:
+    """Random frames uint8 (N, H, W, 3), or a random latent float32 (N, C, H/s, W/s), as the role wants it."""
+    generator = torch.Generator().manual_seed(seed)
+    if role in {"compressor", "rgb_segmenter"}:
+        return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
+    return torch.randn(batch, channels, height // stride, width // stride, generator=generator)
+
+
+def codec_graphs(codec: nn.Module) -> dict[str, nn.Module]:
+    """The two graphs of a codec by role."""
+    return {"compressor": CompressorGraph(codec).eval(), "decompressor": DecompressorGraph(codec).eval()}
+
+
+def segmenter_graph(segmenter: nn.Module, rgb: bool) -> nn.Module:
+    """The label graph of a segmenter."""
+    return LabelsGraph(segmenter, rgb).eval()
+
+
+def export_role(role: str, graph: nn.Module, path: Path, channels: int, stride: int) -> Exported:
+    """Write one role's ONNX file.
+
+    channels, stride: of the codec (a latent has `channels` channels at 1/`stride`; frames are multiples of `stride`).
+    The file declares batch N and size dynamic; its weights are inside, so that it is one file.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(error.name or "onnx", "export") from None
+    n = torch.export.Dim("n", min=1, max=MAX_BATCH)
+    h, w = (torch.export.Dim(name, min=1, max=MAX_SIDE // stride) for name in ("h", "w"))
+    frames = role in {"compressor", "rgb_segmenter"}
+    dims = {0: n, 1: stride * h, 2: stride * w} if frames else {0: n, 2: h, 3: w}
+    example = example_input(role, 2, 6 * stride, 8 * stride, channels, stride, 0)
+    with _quiet():
+        torch.onnx.export(
+            graph,
+            (example,),
+            str(path),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["frames" if frames else "latent"],
+            output_names=[{"compressor": "latent", "decompressor": "frames"}.get(role, "labels")],
+            dynamic_shapes=(dims,),
+            external_data=False,
+            verbose=False,
+        )
+    # Counted on a size that every network divides, with shapes alone (no arithmetic is done on the meta device).
+    side = 32 * stride
+    shape = (1, 3, side, side) if frames else (1, channels, side // stride, side // stride)
+    cost = count(_network(graph), shape)
+    return Exported(role, path, graph, channels, stride, cost.macs / side**2, cost.parameters)
+
+
+def _network(graph: nn.Module) -> nn.Module:
+    for name in ("compressor", "decompressor", "segmenter"):
+        if hasattr(graph, name):
+            return graph.get_submodule(name)
+    raise AssertionError(f"{type(graph).__name__} is not one of the deployed graphs")
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """Silence the exporter's chatter about packages that this project does not use; errors still come as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,145 @@
+"""Scores of trained weights: rate and distortion of a codec, segmentation quality of a segmenter.
+
+Every bpp but `rate_model_bpp` is counted from real bytes: the whole stream's, framing included.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..bitstream import Scaling, StreamHeader, Writer
+from ..kernels import entropy
+from . import metrics
+from .augment import to_float
+from .data import IGNORE, ClassSet
+from .train_segmenter import Encoder, requantise
+
+Frame = NDArray[np.uint8]
+
+
+def pad_to(x: Tensor, stride: int) -> Tensor:
+    """(1, 3, H, W) padded at the bottom and right by edge replication to multiples of `stride`."""
+    height, width = x.shape[2:]
+    return F.pad(x, (0, -width % stride, 0, -height % stride), mode="replicate")
+
+
+def to_frame(x: Tensor, height: int, width: int) -> Frame:
+    """(1, 3, H, W) in [0, 1] to RGB uint8, rounded, cropped to height x width."""
+    rgb = (x[0, :, :height, :width].clamp(0, 1) * 255.0 + 0.5).to(torch.uint8)
+    return np.ascontiguousarray(rgb.permute(1, 2, 0).numpy())
+
+
+def stream_header(codec: nn.Module, latent_shape: Sequence[int], size: tuple[int, int], dictionary: str) -> StreamHeader:
+    """Header of a stream of one codec's frames, unnamed (it is only measured)."""
+    c, h, w = latent_shape
+    return StreamHeader(
+        codec_id=bytes(32),
+        latent_shape=(c, h, w),
+        bits=codec.bits,  # type: ignore[arg-type]
+        scaling=Scaling(*codec.scaling),  # type: ignore[misc]
+        source_size=size,
+        frame_rate=(0, 1),
+        dictionary=dictionary,  # type: ignore[arg-type]
+    )
+
+
+def stream_bytes(payloads: Sequence[bytes], header: StreamHeader) -> int:
+    """Size of a whole stream of these payloads."""
+    buffer = io.BytesIO()
+    writer = Writer(buffer, header)
+    for payload in payloads:
+        writer.write(payload)
+    return len(buffer.getvalue())
+
+
+@torch.no_grad()
+def evaluate_codec(
+    codec: nn.Module, frames: Sequence[Frame], *, dictionary: str = "channel", progress: bool = True
+) -> dict[str, Any]:
+    """Rate and distortion of a codec over frames RGB uint8 (H, W, 3).
+
+    Returns means over frames of PSNR (dB) and SSIM of the decoded 8-bit frames, bpp and compression factor (against 24-bit
+    RGB) of the frames' payloads with their framing, and `rate_model_bpp` where the codec has a rate model.
+    """
+    codec.eval()
+    rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "bpp": [], "rate_model_bpp": []}
+    for frame in tqdm(frames, unit="frame", disable=not progress):
+        height, width = frame.shape[:2]
+        z = codec.compress(pad_to(to_float(frame)[None], codec.stride))  # type: ignore[operator, arg-type]
+        header = stream_header(codec, z.shape[1:], (height, width), dictionary)
+        payload = entropy.encode_latent(np.ascontiguousarray(z[0].numpy()), header)
+        received = torch.from_numpy(entropy.decode_latent(payload, header))[None]
+        decoded = to_frame(codec.decompress(received), height, width)  # type: ignore[operator]
+        rows["psnr"].append(metrics.psnr(frame, decoded))
+        rows["ssim"].append(metrics.ssim(frame, decoded))
+        size = stream_bytes([payload], header) - stream_bytes([], header)
+        rows["bpp"].append(metrics.bpp(size, height * width))
+        if hasattr(codec, "rate_model"):
+            bits = float(codec.rate_model(received))  # type: ignore[operator]
+            rows["rate_model_bpp"].append(bits / (height * width))
+    result: dict[str, Any] = {name: float(np.mean(values)) for name, values in rows.items() if values}
+    result["compression_factor"] = 24.0 / result["bpp"]
+    return {"frames": len(frames), "dictionary": dictionary, **result}
+
+
+def decoded_by(codec: nn.Module) -> Callable[[Frame], Frame]:
+    """A function that sends a frame through a codec: compress, quantise, decompress."""
+    codec.eval()
+
+    @torch.no_grad()
+    def transform(frame: Frame) -> Frame:
+        height, width = frame.shape[:2]
+        z = codec.compress(pad_to(to_float(frame)[None], codec.stride))  # type: ignore[operator, arg-type]
+        received = requantise(z.float(), codec.bits, codec.scaling)  # type: ignore[arg-type]
+        return to_frame(codec.decompress(received), height, width)  # type: ignore[operator]
+
+    return transform
+
+
+@torch.no_grad()
+def predict(segmenter: nn.Module, encoder: Encoder, frame: Frame) -> NDArray[np.uint8]:
+    """Label map uint8 (H, W) of one frame."""
+    height, width = frame.shape[:2]
+    stride = encoder.codec.stride if encoder.codec is not None else 8
+    x = pad_to(to_float(frame)[None], stride)  # type: ignore[arg-type]
+    out = segmenter(encoder(x))
+    logits = out[0] if isinstance(out, tuple) else out
+    full = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=bool(segmenter.align_corners))
+    return full.argmax(1)[0, :height, :width].to(torch.uint8).numpy()
+
+
+def evaluate_segmenter(
+    segmenter: nn.Module,
+    pairs: Iterator[tuple[Frame, NDArray[np.uint8]]],
+    classes: ClassSet,
+    *,
+    codec: nn.Module | None = None,
+    before: Callable[[Frame], Frame] | None = None,
+    total: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Quality of a segmenter over (frame uint8 (H, W, 3), label uint8 (H, W)) pairs, at full resolution.
+
+    codec: the frozen codec of a latent segmenter. before: what is done to a frame first (a codec's round trip, JPEG).
+    Returns mIoU, per-class IoU, macro Dice, per-class Dice and pixel accuracy, all from one pooled confusion matrix.
+    """
+    segmenter.eval()
+    encoder = Encoder(codec)
+    matrix = metrics.ConfusionMatrix(len(classes.names), ignore=IGNORE)
+    count = 0
+    for frame, label in tqdm(pairs, total=total, unit="frame", disable=not progress):
+        matrix.update(label, predict(segmenter, encoder, before(frame) if before else frame))
+        count += 1
+    if math.isnan(matrix.miou()):
+        raise ValueError("no labelled pixel in the data")
+    return {"frames": count, **matrix.to_dict(classes.names)}
