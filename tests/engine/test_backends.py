@@ -1,0 +1,107 @@
+"""The backend contract: found by name, guarded, and never something else in silence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from latentseg.engine.backends import BACKENDS, open_backend
+from latentseg.engine.bundle import Bundle
+from latentseg.errors import ArtifactError, BackendMissingError, UsageError
+from onnx import TensorProto, helper
+
+
+def test_runs_and_tells(tiny_bundle: Bundle) -> None:
+    with open_backend(tiny_bundle.model_path("rgb_segmenter"), threads=1) as backend:
+        assert backend.provider == "CPUExecutionProvider"
+        assert (str(backend.input), str(backend.output)) == ("frames: uint8[?, ?, ?, 3]", "labels: uint8[?, ?, ?]")
+        frames = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
+        np.testing.assert_array_equal(backend.run(frames), frames.argmax(3))
+        backend.run(frames[:, ::2])  # not contiguous
+        assert backend.runs == 2
+        assert 0 < backend.last_run_s <= backend.total_run_s
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((1, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros((1, 8, 8, 4), np.uint8)],
+)
+def test_input_that_does_not_fit(tiny_bundle: Bundle, array: Any) -> None:
+    with open_backend(tiny_bundle.model_path("compressor")) as backend:
+        with pytest.raises(ArtifactError, match=r"input is .*, expected frames: uint8\[\?, \?, \?, 3\]"):
+            backend.run(array)
+        assert backend.runs == 0
+
+
+def test_state_is_guarded(tiny_bundle: Bundle) -> None:
+    backend = open_backend(tiny_bundle.model_path("segmenter"))
+    with pytest.raises(UsageError, match="expected a new one"):
+        backend.load()
+    backend.close()
+    backend.close()
+    with pytest.raises(UsageError, match="is closed, expected it loaded"):
+        backend.run(np.zeros((1, 3, 1, 1), np.float32))
+
+
+def test_unknown_name_and_threads(tiny_bundle: Bundle) -> None:
+    path = tiny_bundle.model_path("segmenter")
+    with pytest.raises(UsageError, match="unknown backend 'abacus'") as caught:
+        open_backend(path, "abacus")
+    assert all(name in caught.value.hint for name in BACKENDS)
+    with pytest.raises(UsageError, match="threads is 0"):
+        open_backend(path, threads=0)
+
+
+def test_not_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no model file"):
+        open_backend(tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a protobuf at all")
+    with pytest.raises(ArtifactError, match="cannot load") as caught:
+        open_backend(tmp_path / "bad.onnx")
+    assert caught.value.exit_code == 4
+
+
+def test_model_with_two_inputs(tmp_path: Path) -> None:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N"]) for n in "abc"]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "g", ends[:2], ends[2:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match="2 inputs and 1 outputs"):
+        open_backend(tmp_path / "m.onnx")
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this one has CUDA")
+def test_gpu_asked_for_and_not_there(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BackendMissingError, match="asked for CUDAExecutionProvider, found") as caught:
+        open_backend(tiny_bundle.model_path("segmenter"), "onnxruntime-cuda")
+    assert caught.value.exit_code == 6
+
+
+def test_provider_that_falls_back_in_silence(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What onnxruntime-gpu does on a machine without a driver: the provider is available, and the session is on the CPU.
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, ["CPUExecutionProvider"])
+    )
+    with pytest.raises(BackendMissingError, match="the session runs on CPUExecutionProvider"):
+        open_backend(tiny_bundle.model_path("segmenter"), "onnxruntime-cuda")
+
+
+def test_onnxruntime_not_installed(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendMissingError, match="onnxruntime") as caught:
+        open_backend(tiny_bundle.model_path("segmenter"))
+    assert caught.value.hint == "pip install 'latentseg[cpu]'"
+
+
+def test_output_that_was_not_announced(tiny_bundle: Bundle) -> None:
+    with open_backend(tiny_bundle.model_path("segmenter")) as backend:
+        backend._session = SimpleNamespace(run=lambda *_: [np.zeros((1, 8, 8), np.int64)])  # type: ignore[attr-defined]
+        with pytest.raises(ArtifactError, match=r"output is int64\[1, 8, 8\], expected labels: uint8"):
+            backend.run(np.zeros((1, 3, 1, 1), np.float32))

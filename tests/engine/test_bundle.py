@@ -1,0 +1,248 @@
+"""Bundles: what loads, and every lie that a manifest or a folder can tell."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from _tiny_bundle import CLASSES, write_tiny_bundle
+from latentseg.engine import bundle as bundle_module
+from latentseg.engine.bundle import Bundle, load_bundle, write_bundle
+from latentseg.errors import ArtifactError, InputError, OutputError, UsageError
+
+
+@pytest.fixture
+def folder(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle.path, tmp_path / "copy"))
+
+
+def edit(folder: Path, where: str, value: Any) -> None:
+    """Set one key of the manifest, "a.b.0.c" style; the value `...` deletes it."""
+    file = folder / "manifest.json"
+    raw = json.loads(file.read_text())
+    *parents, last = where.split(".")
+    target = raw
+    for key in parents:
+        target = target[int(key)] if isinstance(target, list) else target[key]
+    if value is ...:
+        del target[last]
+    else:
+        target[int(last) if isinstance(target, list) else last] = value
+    file.write_text(json.dumps(raw))
+
+
+def test_loads_what_was_written(tiny_bundle: Bundle) -> None:
+    again = load_bundle(tiny_bundle.path)
+    assert again.codec == tiny_bundle.codec
+    assert (again.codec.channels, again.codec.stride, again.codec.bits) == (3, 8, 8)
+    assert (again.codec.scaling.mode, again.codec.scaling.lo, again.codec.scaling.hi) == ("fixed", 0.0, 255.0)
+    assert again.classes == CLASSES
+    assert again.roles == ("compressor", "decompressor", "segmenter", "rgb_segmenter")
+    assert again.manifest["files"]["segmenter"]["bytes"] == again.model_path("segmenter").stat().st_size
+    assert again.macs("segmenter", 10, 20) == 200.0
+    assert again.parameters("segmenter") == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "says"),
+    [
+        ("schema", 2, "schema 2 is newer"),
+        ("schema", 0, "integer >= 1"),
+        ("schema", "1", "(str), expected an integer"),
+        ("schema", True, "(bool), expected an integer"),
+        ("schema", ..., "'schema' is missing"),
+        ("name", "", "'name' is empty"),
+        ("name", ..., "'name' is missing"),
+        ("codec", [], "'codec' is [] (list), expected an object"),
+        ("codec.id", "AB" * 32, "64 lower-case hex"),
+        ("codec.id", "ab", "64 lower-case hex"),
+        ("codec.channels", 0, "from 1 to 4096"),
+        ("codec.channels", 8.0, "(float), expected an integer"),
+        ("codec.stride", 1 << 30, "from 1 to 256"),
+        ("codec.bits", 9, "from 1 to 8"),
+        ("codec.dictionary", "word", "'word', expected one of frame, channel"),
+        ("codec.scaling.mode", "log", "expected one of tensor, channel, fixed"),
+        ("codec.scaling.lo", 1e9, "at most hi"),
+        ("codec.scaling.hi", ..., "'codec.scaling.hi' is missing"),
+        ("files.compressor", ..., "the role is required"),
+        ("files.oracle", {}, "unknown role 'oracle'"),
+        ("files.segmenter.path", "../segmenter.onnx", "relative path inside the bundle"),
+        ("files.segmenter.path", "/etc/passwd", "relative path inside the bundle"),
+        ("files.segmenter.path", "a/../../b.onnx", "relative path inside the bundle"),
+        ("files.segmenter.path", "..\\b.onnx", "relative path inside the bundle"),
+        ("files.segmenter.path", "C:b.onnx", "relative path inside the bundle"),
+        ("files.segmenter.path", ".", "relative path inside the bundle"),
+        ("files.segmenter.path", "gone.onnx", "the file of role 'segmenter' is missing"),
+        ("files.segmenter.sha256", "0" * 63, "64 lower-case hex"),
+        ("files.segmenter.bytes", 7, "expected 7"),
+        ("files.segmenter.bytes", 0, "integer >= 1"),
+        ("files.segmenter.macs_per_pixel", -1, "a number >= 0"),
+        ("files.segmenter.macs_per_pixel", "many", "expected a number"),
+        ("files.segmenter.parameters", None, "expected an integer"),
+        ("classes", [], "0 entries"),
+        ("classes", [{"name": f"c{i}", "color": [0, 0, 0]} for i in range(257)], "257 entries"),
+        ("classes.1.name", "red", "the name 'red' twice"),
+        ("classes.1.color", [0, 0], "three integers"),
+        ("classes.1.color", [0, 0, 256], "three integers"),
+        ("classes.1", "green", "classes[1] is str, expected an object"),
+        ("scores", [1], "'scores' is [1] (list)"),
+    ],
+)
+def test_manifest_that_lies(folder: Path, where: str, value: Any, says: str) -> None:
+    edit(folder, where, value)
+    with pytest.raises(ArtifactError) as caught:
+        load_bundle(folder)
+    assert says in str(caught.value)
+    assert caught.value.exit_code == 4
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "nul", '{"schema": NaN}', "[" * 100_000, "\xff\xfe"])
+def test_manifest_that_is_no_json_object(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError):
+        load_bundle(folder)
+
+
+def test_huge_manifest_is_not_read(folder: Path) -> None:
+    with (folder / "manifest.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ArtifactError, match="expected at most"):
+        load_bundle(folder)
+
+
+def test_missing_file(folder: Path) -> None:
+    (folder / "rgb_segmenter.onnx").unlink()
+    with pytest.raises(ArtifactError, match=r"rgb_segmenter.*missing"):
+        load_bundle(folder)
+
+
+def test_cut_file(folder: Path) -> None:
+    os.truncate(folder / "segmenter.onnx", 10)
+    with pytest.raises(ArtifactError, match="has 10 bytes, expected"):
+        load_bundle(folder)
+
+
+def test_changed_file_is_found_before_it_is_used(folder: Path) -> None:
+    file = folder / "segmenter.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    loaded = load_bundle(folder)  # the size still fits, and hashing waits for the first use
+    assert loaded.model_path("compressor").is_file()
+    with pytest.raises(ArtifactError, match=r"was changed: SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}"):
+        loaded.model_path("segmenter")
+
+
+def test_role_that_is_not_there(tmp_path: Path) -> None:
+    small = write_tiny_bundle(tmp_path / "small", ("compressor", "segmenter"))
+    with pytest.raises(ArtifactError, match="has no decompressor, only compressor, segmenter"):
+        small.model_path("decompressor")
+    with pytest.raises(UsageError, match="unknown role 'oracle'"):
+        small.model_path("oracle")
+
+
+def test_names_and_folders(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "shipped_bundles", lambda: {"tiny": tiny_bundle.path})
+    assert load_bundle("tiny").path == tiny_bundle.path
+    with pytest.raises(UsageError, match=r"no bundle named 'tinny'; shipped: tiny") as usage:
+        load_bundle("tinny")
+    assert usage.value.exit_code == 2
+    with pytest.raises(InputError) as missing:
+        load_bundle(tmp_path / "not" / "there")
+    assert missing.value.exit_code == 3
+    with pytest.raises(ArtifactError, match=r"no manifest\.json"):
+        load_bundle(tmp_path)
+    with pytest.raises(ArtifactError, match="is a file, expected"):
+        load_bundle(tiny_bundle.path / "manifest.json")
+    # A folder of the same name does not hide the shipped bundle, and can still be meant.
+    monkeypatch.chdir(tmp_path)
+    write_tiny_bundle(Path("tiny"), name="mine")
+    assert load_bundle("tiny").name == "tiny"
+    assert load_bundle("./tiny").name == load_bundle(Path("tiny")).name == "mine"
+
+
+def test_every_shipped_bundle_loads() -> None:
+    for name, path in bundle_module.shipped_bundles().items():
+        shipped = load_bundle(name)
+        assert shipped.path == path
+        for role in shipped.roles:
+            shipped.model_path(role)
+
+
+def test_write_keeps_other_files_and_needs_leave_to_overwrite(folder: Path) -> None:
+    (folder / "CARD.md").write_text("what it is")
+    with pytest.raises(UsageError, match="already holds a bundle"):
+        write_tiny_bundle(folder)
+    assert write_tiny_bundle(folder, name="second", overwrite=True).name == "second"
+    assert (folder / "CARD.md").read_text() == "what it is"
+    assert not list(folder.glob("*.partial"))
+
+
+def test_write_from_the_files_already_in_the_folder(folder: Path) -> None:
+    old = load_bundle(folder)
+    models = {role: (old.model_path(role), 2.0, 1) for role in old.roles}
+    new = write_bundle(folder, "again", old.codec, models, old.classes, overwrite=True)
+    assert [new.model_path(role).name for role in new.roles] == [f"{role}.onnx" for role in old.roles]
+
+
+def test_write_refuses_what_would_not_load(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    models = {"segmenter": (tiny_bundle.model_path("segmenter"), 1.0, 0)}
+    with pytest.raises(ArtifactError, match=r"files\.compressor"):
+        write_bundle(tmp_path / "new", "half", tiny_bundle.codec, models, CLASSES)
+    assert not (tmp_path / "new").exists()
+
+
+def test_write_to_a_full_disk(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle_module.shutil, "copyfile", full)
+    models = {role: (tiny_bundle.model_path(role), 1.0, 0) for role in tiny_bundle.roles}
+    with pytest.raises(OutputError, match="No space left"):
+        write_bundle(tmp_path / "new", "new", tiny_bundle.codec, models, CLASSES)
+    assert not (tmp_path / "new" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "latent"), [((1, 1), (3, 1, 1)), ((8, 8), (3, 1, 1)), ((9, 7), (3, 2, 1)), ((1021, 509), (3, 128, 64))]
+)
+def test_header_of_any_size(tiny_bundle: Bundle, size: tuple[int, int], latent: tuple[int, int, int]) -> None:
+    header = tiny_bundle.header(*size, (30000, 1001))
+    assert header.latent_shape == latent
+    assert (header.source_size, header.frame_rate) == (size, (30000, 1001))
+    tiny_bundle.check_stream(header)
+    assert bundle_module.frame_size(header, 8) == size
+
+
+def test_streams_that_do_not_fit(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    header = tiny_bundle.header(16, 16)
+    other = write_tiny_bundle(tmp_path / "other", codec_seed="other")
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"codec_id": bytes(32)}, "names no codec"),
+        ({"codec_id": other.codec.id}, "was written by codec"),
+        ({"bits": 7}, "has 7 bits a symbol, expected 8"),
+        ({"latent_shape": (4, 2, 2)}, "4 latent channels, expected 3"),
+        ({"latent_shape": (3, 2, 3)}, "latent is 3x2x3, expected 3x2x2"),
+    ]
+    for change, says in changes:
+        wrong = copy.copy(header)
+        for name, value in change.items():
+            object.__setattr__(wrong, name, value)
+        with pytest.raises(ArtifactError, match=says) as caught:
+            tiny_bundle.check_stream(wrong)
+        assert caught.value.exit_code == 4
+
+
+def test_unknown_source_size_means_the_padded_one(tiny_bundle: Bundle) -> None:
+    header = tiny_bundle.header(16, 24)
+    object.__setattr__(header, "source_size", (0, 0))
+    tiny_bundle.check_stream(header)
+    assert bundle_module.frame_size(header, 8) == (16, 24)
+    assert np.prod(header.latent_shape) == 18
