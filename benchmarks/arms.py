@@ -1,7 +1,8 @@
 """The arms of the measurement: each turns prepared bytes in memory into uint8 label maps of the source's size.
 
 An arm is timed from outside (`measure.py`); inside it says through a clock how long each stage took. Every RGB arm is
-given the same RGB segmenter, and every arm the same number of threads.
+given the same RGB segmenter, and every network the same number of threads. The pixel decoders may use as many; the
+entropy decoder runs as the engine runs it, on one, because a frame takes it less than starting a second thread does.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ class Compressed(Arm):
     description = "bytes, entropy decode, segmenter"
     roles = ("segmenter",)
 
-    def __init__(self, segmenter: Segmenter, header: StreamHeader, sent: Sent, threads: int) -> None:
-        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
-        self._segmenter, self._header, self._payloads, self._threads = segmenter, header, sent.payloads, threads
+    def __init__(self, segmenter: Segmenter, header: StreamHeader, sent: Sent) -> None:
+        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": 1})
+        self._segmenter, self._header, self._payloads = segmenter, header, sent.payloads
 
     def run(self, first: int, last: int, clock: StageClock) -> Labels:
         with clock.stage("entropy_decode"):
-            latents = self._segmenter.entropy_decode(self._payloads[first:last], self._header, self._threads)
+            latents = self._segmenter.entropy_decode(self._payloads[first:last], self._header)
         with clock.stage("segment"):
             return self._segmenter.labels(latents, self._header.source_size)
 
@@ -78,16 +79,13 @@ class LearnedDecode(Arm):
     description = "bytes, entropy decode, decompressor, RGB segmenter"
     roles = ("decompressor", "rgb_segmenter")
 
-    def __init__(
-        self, decompressor: Decompressor, rgb: RgbSegmenter, header: StreamHeader, sent: Sent, threads: int
-    ) -> None:
-        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
-        self._decompressor, self._rgb, self._header = decompressor, rgb, header
-        self._payloads, self._threads = sent.payloads, threads
+    def __init__(self, decompressor: Decompressor, rgb: RgbSegmenter, header: StreamHeader, sent: Sent) -> None:
+        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": 1})
+        self._decompressor, self._rgb, self._header, self._payloads = decompressor, rgb, header, sent.payloads
 
     def run(self, first: int, last: int, clock: StageClock) -> Labels:
         with clock.stage("entropy_decode"):
-            latents = self._decompressor.entropy_decode(self._payloads[first:last], self._header, self._threads)
+            latents = self._decompressor.entropy_decode(self._payloads[first:last], self._header)
         with clock.stage("decode"):
             frames = self._decompressor.frames(latents, self._header.source_size)
         with clock.stage("segment"):
@@ -95,7 +93,7 @@ class LearnedDecode(Arm):
 
 
 class _Jpeg(Arm):
-    """JPEG bytes -> Pillow -> RGB segmenter. A batch is decoded by a pool of `threads` (Pillow frees the interpreter)."""
+    """JPEG bytes -> Pillow -> RGB segmenter. A pool of `threads` decodes a batch (Pillow frees the interpreter)."""
 
     roles = ("rgb_segmenter",)
 
@@ -182,7 +180,8 @@ class H264(Arm):
             packet = None if ended else self._av_packets[self._next_packet]
             self._next_packet += 1
             for frame in self._decoder.decode(packet):
-                self._ready.append(self._reformatter.reformat(frame, format="rgb24").to_ndarray())
+                rgb: Any = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+                self._ready.append(rgb)
         self._next_frame = last
         frames = [self._ready.popleft() for _ in range(last - first)]
         return np.stack(frames) if len(frames) > 1 else frames[0][None]

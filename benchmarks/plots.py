@@ -44,7 +44,7 @@ def plot_bench(result: dict[str, Any], path: Path) -> None:
     height, width = setup["frame_size"]
     figure.suptitle(
         f"{setup['source']}, {setup['frames']} frames of {width}x{height}, {setup['bundle']['name']}: "
-        f"{result['machine']['cpu']}, {setup['threads']} threads",
+        f"{result['machine']['cpu']}, threads: {setup['threads']}",
         fontsize=10,
     )
     save(figure, path)
@@ -84,11 +84,22 @@ def _draw_stages(axes: Any, result: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _log_bpp(axes: Any) -> None:
+    """A logarithmic axis of bits per pixel with plain numbers on it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _draw_quality(axes: Any, result: dict[str, Any]) -> None:
     scored = result["configuration"]["labels"] is not None
 
     def quality(arm: dict[str, Any]) -> float | None:
-        return arm["quality"]["miou"] if scored else arm["agreement"]
+        found: float | None = arm["quality"]["miou"] if scored else arm["agreement"]
+        return found
 
     for index, arm in enumerate(result["arms"]):
         value = quality(arm)
@@ -98,10 +109,48 @@ def _draw_quality(axes: Any, result: dict[str, Any]) -> None:
     ceiling = result["ceiling"] and quality(result["ceiling"])
     if ceiling is not None and scored:
         axes.axhline(ceiling, color="#555555", linestyle="--", linewidth=1, label="RGB network, original frames")
-    axes.set_xscale("log")
+    _log_bpp(axes)
     axes.set_xlabel("bits per pixel (real bytes on the wire, log scale)")
     axes.set_ylabel("mIoU" if scored else "agreement with the RGB network on originals")
     axes.set_title("Quality against rate", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_rate_distortion(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """PSNR and SSIM over bits per pixel: a curve for each codec, its settings joined in order of rate.
+
+    Learned codecs have large markers, filled with one dictionary a channel and hollow with one a frame.
+    """
+    figure, panels = new_figure(13.0, 5.6, 2)
+    names = list(dict.fromkeys(row["codec"] for row in rows))
+    for axes, key, label in zip(panels, ("psnr", "ssim"), ("PSNR (dB)", "SSIM"), strict=True):
+        for index, name in enumerate(names):
+            colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
+            for dictionary in (None, "channel", "frame"):
+                points = sorted(
+                    (row["bpp"], row[key])
+                    for row in rows
+                    if row["codec"] == name and row["setting"].get("dictionary") == dictionary and row[key] is not None
+                )
+                if points:
+                    hollow = {"markerfacecolor": "white"} if dictionary == "frame" else {}
+                    axes.plot(
+                        [bpp for bpp, _ in points],
+                        [value for _, value in points],
+                        color=colour,
+                        linewidth=1.2,
+                        marker="." if dictionary is None else "o",
+                        markersize=5 if dictionary is None else 8,
+                        label=name if dictionary is None else f"{name}, one dictionary a {dictionary}",
+                        **hollow,
+                    )
+        _log_bpp(axes)
+        axes.set_xlabel("bits per pixel (real bytes, log scale)")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[1].legend(fontsize=8, loc="lower right")
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,19 +45,5 @@ class Scores:
         return sum(self._agreement) / len(self._agreement) if self._agreement else None
 
     def quality(self) -> dict[str, Any] | None:
-        """mIoU and Dice (macro: mean over the classes that occur, from the confusion matrix pooled over all frames),
-        pixel accuracy, and IoU by class name (null for a class that occurs in neither labels nor truth)."""
-        if self._truth is None:
-            return None
-        iou = (float(value) for value in self._matrix.iou())
-        return {
-            "miou": plain(self._matrix.miou()),
-            "mean_dice": plain(self._matrix.mean_dice()),
-            "pixel_accuracy": plain(self._matrix.pixel_accuracy()),
-            "iou": {name: plain(value) for name, value in zip(self.classes, iou, strict=True)},
-        }
-
-
-def plain(value: float) -> float | None:
-    """A float that JSON can hold: not-a-number, which stands for "no such pixels", becomes null."""
-    return None if math.isnan(value) else float(value)
+        """Scores against the truth (`ConfusionMatrix.to_dict`, pooled over all frames), or None without one."""
+        return None if self._truth is None else self._matrix.to_dict(self.classes)

@@ -129,8 +129,8 @@ def text(result: dict[str, Any]) -> str:
         heading = f"Batch {batch} ({kind}), from bytes in memory to uint8 labels; shares of the time by stage:"
         parts.append(f"{heading}\n{speed_table(result, batch)}")
     parts.append(
-        "Rate, cost and quality (factor: against 24-bit RGB; agreement: pixels labelled as the RGB network labels the "
-        f"original frame):\n{quality_table(result)}"
+        "Rate, cost and quality; factor: against 24-bit RGB; agreement: with the RGB network on the original frames:\n"
+        f"{quality_table(result)}"
     )
     classes = class_table(result)
     if classes:

@@ -101,11 +101,11 @@ class Setup:
             if missing or (kind is not Compressed and self.rgb is None):
                 self.left_out.append({"name": kind.name, "reason": f"the bundle has no {' and no '.join(missing)}"})
             elif kind is Compressed:
-                self._add(Compressed(self._role(Segmenter), header, codec, threads))
+                self._add(Compressed(self._role(Segmenter), header, codec))
             elif self.rgb is None:
                 raise AssertionError("every other arm ends in the RGB segmenter")
             elif kind is LearnedDecode:
-                self._add(LearnedDecode(self._role(Decompressor), self.rgb, header, codec, threads))
+                self._add(LearnedDecode(self._role(Decompressor), self.rgb, header, codec))
             elif kind is JpegAtRate:
                 target = float(np.mean(codec.sizes))
                 self._add(JpegAtRate(self.rgb, self._sent("jpeg", send_jpeg_near(clip.frames, target)), threads))
@@ -155,7 +155,7 @@ def run(
     arms: names of `ARM_NAMES`; None: all, and those that the source or the bundle does not allow are left out with
     the reason; an arm asked for by name that cannot run is an error. batches: frames a batch; sizes above the number
     of frames are left out with a note. rounds: timed passes of every arm at every batch size. warmup: untimed batches
-    before each. threads: of networks, entropy decoder, JPEG pool and video decoder alike (None: all usable cores).
+    before each. threads: of the networks, the JPEG pool and the video decoder alike (None: all usable cores).
 
     Raises
     ------
@@ -185,7 +185,7 @@ def run(
         left_out, sender, provider = setup.left_out, setup.sender, setup.provider
     return {
         "schema": SCHEMA,
-        "kind": "bench",
+        "type": "bench",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "versions": describe_versions(),
@@ -210,8 +210,29 @@ def run(
         "arms": rows,
         "ceiling": ceiling,
         "left_out": left_out,
-        "notes": [*clip.notes, *(f"batch {size} left out: {len(clip.frames)} frames" for size in too_large)],
+        "notes": [
+            *clip.notes,
+            *_remarks(rows),
+            *(f"batch {size} left out: {len(clip.frames)} frames" for size in too_large),
+        ],
     }
+
+
+def _remarks(rows: list[dict[str, Any]]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    remarks = []
+    for row in rows:
+        detail = row["detail"]
+        if "quality" in detail:
+            missed = "" if detail.get("reached", True) else ", the nearest that JPEG has to the codec's size"
+            setting = f"quality {detail['quality']}, {detail['subsampling']}, {detail['huffman']} Huffman tables"
+            remarks.append(f"{row['name']}: {setting}{missed}")
+        if row["name"] == H264.name:
+            remarks.append(
+                "h264: the packets that the video came in; codec and JPEG were given what they decode to, so that its "
+                "agreement is 1 by construction, and its rate is not at equal quality"
+            )
+    return remarks
 
 
 def check_arms(arms: Sequence[str] | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -93,7 +94,12 @@ def send_jpeg_near(frames: Sequence[Frame], target_bytes: float) -> Sent:
     sent.detail["target_bytes"] = target_bytes
     sent.detail["reached"] = match.reached
     sent.detail["tried"] = [
-        {"huffman": s.detail["huffman"], "quality": m.quality, "mean_bytes": m.mean_bytes, "psnr": db}
+        {
+            "huffman": s.detail["huffman"],
+            "quality": m.quality,
+            "mean_bytes": m.mean_bytes,
+            "psnr": db if math.isfinite(db) else None,
+        }
         for m, s, db in tried
     ]
     return sent

@@ -16,9 +16,10 @@ from latentseg.benchmarks.arms import ARM_NAMES, H264, Compressed, JpegQ95, Lear
 from latentseg.benchmarks.clips import Clip, load_clip
 from latentseg.benchmarks.measure import StageClock
 from latentseg.bitstream import Reader, Writer
-from latentseg.errors import InputError, UsageError
 from numpy.typing import NDArray
 from PIL import Image
+
+from latentseg.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from latentseg.engine.bundle import Bundle
@@ -67,7 +68,11 @@ def test_result_is_complete_and_plain(result: dict[str, Any]) -> None:
     assert result["schema"] == 1
     assert [arm["name"] for arm in result["arms"]] == ["compressed", "learned-decode", "jpeg", "jpeg-q95"]
     assert result["left_out"] == [{"name": "h264", "reason": "not applicable: the source is not a video file"}]
-    assert result["notes"] == ["batch 8 left out: 5 frames"]
+    assert result["notes"] == [
+        "jpeg: quality 1, 4:2:0, optimised Huffman tables, the nearest that JPEG has to the codec's size",
+        "jpeg-q95: quality 95, 4:2:0, optimised Huffman tables",
+        "batch 8 left out: 5 frames",
+    ]
     assert result["configuration"]["batches"] == [1, 2]
     assert {entry["name"] for entry in result["sender"]} == {"codec", "jpeg", "jpeg-q95"}
     assert set(result["sender"][0]["cost"]) == {"compress_ms", "entropy_encode_ms"}
@@ -100,7 +105,7 @@ def test_labels_scores_and_agreement_by_hand(result: dict[str, Any], clip: Clip)
     known = truth < 3
     for name, labels in expected.items():
         arm = row(result, name)
-        assert arm["agreement"] == pytest.approx(np.mean([np.mean(a == b) for a, b in zip(labels, rgb_labels(frames))]))
+        assert arm["agreement"] == pytest.approx(np.mean(labels == rgb_labels(frames)))
         iou, dice = [], []
         for k in range(3):
             both = np.sum((labels == k) & (truth == k) & known)
