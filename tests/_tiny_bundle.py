@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from latentseg.bitstream import Scaling
 from latentseg.engine.bundle import Bundle, ClassInfo, CodecSpec, write_bundle
-from onnx import TensorProto, helper, numpy_helper
 
 STRIDE = 8
 ROLES = ("compressor", "decompressor", "segmenter", "rgb_segmenter")

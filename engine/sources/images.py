@@ -73,10 +73,10 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
             raise InputError(f"{path}: damaged image: {error}", hint="make the file again") from error
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key under which digits count as numbers: frame2 < frame10."""
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key under which digits count as numbers: frame2 < frame10. Equal ones (a1, a01) keep one fixed order."""
     parts = re.split(r"(\d+)", name.lower())
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], name
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
+
 from latentseg.engine.backends import BACKENDS, open_backend
 from latentseg.engine.bundle import Bundle
 from latentseg.errors import ArtifactError, BackendMissingError, UsageError
-from onnx import TensorProto, helper
 
 
 def test_runs_and_tells(tiny_bundle: Bundle) -> None:

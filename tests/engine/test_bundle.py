@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from _tiny_bundle import CLASSES, write_tiny_bundle
+
 from latentseg.engine import bundle as bundle_module
 from latentseg.engine.bundle import Bundle, load_bundle, write_bundle
 from latentseg.errors import ArtifactError, InputError, OutputError, UsageError

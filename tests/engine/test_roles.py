@@ -10,6 +10,7 @@ import pytest
 from _tiny_bundle import block_means, labels, symbols, write_tiny_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latentseg.engine.bundle import Bundle
 from latentseg.engine.geometry import crop, pad_to_stride
 from latentseg.engine.roles import Compressor, Decompressor, RgbSegmenter, Segmenter
