@@ -287,12 +287,7 @@ def _score_all(
     reference: list[Labels] | None,
     progress: Progress,
 ) -> dict[str, list[Labels]]:
-    """One untimed pass of every arm, frame by frame: quality, and the labels that batched runs must repeat.
-
-    The very first frame after loading is slower than all others; its time is reported by itself as `first_ms`.
-    """
-    import time
-
+    """One untimed pass of every arm, frame by frame: quality, and the labels that batched runs must repeat."""
     kept: dict[str, list[Labels]] = {}
     for number, (arm, row) in enumerate(zip(setup.arms, rows, strict=True)):
         progress("scoring", number, len(rows))
@@ -300,10 +295,7 @@ def _score_all(
         arm.start(1)
         kept[arm.name] = []
         for index in range(len(clip.frames)):
-            begin = time.perf_counter()
             labels = arm.run(index, index + 1, StageClock())[0]
-            if index == 0:
-                row["first_ms"] = 1e3 * (time.perf_counter() - begin)
             scores.add(index, labels)
             kept[arm.name].append(labels)
         row["agreement"] = scores.agreement()
