@@ -2,7 +2,7 @@
 
 An arm is timed from outside (`measure.py`); inside it says through a clock how long each stage took. Every RGB arm is
 given the same RGB segmenter, and every network the same number of threads. The pixel decoders may use as many; the
-entropy decoder runs as the engine runs it, on one, because a frame takes it less than starting a second thread does.
+entropy decoder runs by default as the engine runs it, on one: a second thread takes longer to start than it saves.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Compressed(Arm):
     description = "bytes, entropy decode, segmenter"
     roles = ("segmenter",)
 
-    def __init__(self, segmenter: Segmenter, header: StreamHeader, sent: Sent) -> None:
-        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": 1})
-        self._segmenter, self._header, self._payloads = segmenter, header, sent.payloads
+    def __init__(self, segmenter: Segmenter, header: StreamHeader, sent: Sent, threads: int = 1) -> None:
+        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
+        self._segmenter, self._header, self._payloads, self._threads = segmenter, header, sent.payloads, threads
 
     def run(self, first: int, last: int, clock: StageClock) -> Labels:
         with clock.stage("entropy_decode"):
-            latents = self._segmenter.entropy_decode(self._payloads[first:last], self._header)
+            latents = self._segmenter.entropy_decode(self._payloads[first:last], self._header, self._threads)
         with clock.stage("segment"):
             return self._segmenter.labels(latents, self._header.source_size)
 
@@ -79,13 +79,16 @@ class LearnedDecode(Arm):
     description = "bytes, entropy decode, decompressor, RGB segmenter"
     roles = ("decompressor", "rgb_segmenter")
 
-    def __init__(self, decompressor: Decompressor, rgb: RgbSegmenter, header: StreamHeader, sent: Sent) -> None:
-        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": 1})
-        self._decompressor, self._rgb, self._header, self._payloads = decompressor, rgb, header, sent.payloads
+    def __init__(
+        self, decompressor: Decompressor, rgb: RgbSegmenter, header: StreamHeader, sent: Sent, threads: int = 1
+    ) -> None:
+        super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
+        self._decompressor, self._rgb, self._header = decompressor, rgb, header
+        self._payloads, self._threads = sent.payloads, threads
 
     def run(self, first: int, last: int, clock: StageClock) -> Labels:
         with clock.stage("entropy_decode"):
-            latents = self._decompressor.entropy_decode(self._payloads[first:last], self._header)
+            latents = self._decompressor.entropy_decode(self._payloads[first:last], self._header, self._threads)
         with clock.stage("decode"):
             frames = self._decompressor.frames(latents, self._header.source_size)
         with clock.stage("segment"):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from latentseg.cli import main
 from PIL import Image
+
+from latentseg.cli import main
 
 if TYPE_CHECKING:
     from latentseg.engine.bundle import Bundle

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latentseg.benchmarks.clips import load_clip, read_pairs
 from PIL import Image
 
+from latentseg.benchmarks.clips import load_clip, read_pairs
 from latentseg.errors import InputError, UsageError
 
 

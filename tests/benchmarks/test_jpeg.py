@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import pytest
-from latentseg.benchmarks import jpeg
 from numpy.typing import NDArray
 from PIL import Image
+
+from latentseg.benchmarks import jpeg
 
 
 @pytest.fixture(scope="module")

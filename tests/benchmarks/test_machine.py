@@ -7,6 +7,7 @@ import os
 import platform
 
 import numpy
+
 from latentseg.benchmarks import machine
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import _tiny_bundle as tiny
 import numpy as np
 import pytest
-from latentseg.benchmarks import rate_distortion as rd
-from latentseg.kernels import entropy
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.metrics import structural_similarity
+
+from latentseg.benchmarks import rate_distortion as rd
+from latentseg.kernels import entropy
 
 if TYPE_CHECKING:
     from latentseg.engine.bundle import Bundle

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from latentseg.benchmarks import report
 
+from latentseg.benchmarks import report
 from latentseg.errors import OutputError
 
 

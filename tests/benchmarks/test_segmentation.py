@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import _tiny_bundle as tiny
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
 from latentseg.benchmarks import jpeg, plots, report, segmentation, sender
 from latentseg.benchmarks.arms import ARM_NAMES, H264, Compressed, JpegQ95, LearnedDecode
 from latentseg.benchmarks.clips import Clip, load_clip
 from latentseg.benchmarks.measure import StageClock
 from latentseg.bitstream import Reader, Writer
-from numpy.typing import NDArray
-from PIL import Image
-
 from latentseg.errors import InputError, UsageError
 
 if TYPE_CHECKING:
