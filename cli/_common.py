@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -62,6 +62,11 @@ def add_json(parser: argparse.ArgumentParser, what: str = "the summary") -> None
     parser.add_argument("--json", action="store_true", help=f"{what} as one JSON line on stdout")
 
 
+def add_kind(parser: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
+    """`--kind`."""
+    parser.add_argument("--kind", choices=kinds, help="what the source is, where it is guessed wrong from its content")
+
+
 def add_limit(parser: argparse.ArgumentParser) -> None:
     """`--limit`."""
     parser.add_argument("--limit", type=positive, metavar="N", help="stop after N frames")
@@ -94,10 +99,11 @@ def require_free_stdout(want_json: bool, *outputs: str | None) -> None:
         )
 
 
-def check_output(path: str | None, overwrite: bool) -> None:
-    """Refuse an output that exists (a file, or a folder with something in it), unless `overwrite`.
+def check_output(path: str | None, overwrite: bool, folder: bool = False) -> None:
+    """Refuse an output that exists (a file, or a folder with something in it), unless `overwrite`; touches nothing.
 
-    `-`, and what only looks like a file (/dev/full, a FIFO), always pass. The parent folder must exist.
+    For before the slow part of the work. `-`, and what only looks like a file (/dev/full, a FIFO), always pass. A file
+    (not `folder`) needs the folder that it goes to.
     """
     if path is None or path == "-":
         return
@@ -105,16 +111,20 @@ def check_output(path: str | None, overwrite: bool) -> None:
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
-        if not target.absolute().parent.is_dir():
+        if not folder and not target.absolute().parent.is_dir():
             raise UsageError(
                 f"the folder of the output does not exist: {target.parent}", hint=f"mkdir -p {target.parent}"
             ) from None
         return
     except NotADirectoryError:
         raise UsageError(f"the output lies below something that is not a folder: {path}") from None
+    if folder and stat.S_ISREG(mode):
+        raise UsageError(f"the output is a file, expected a folder: {path}")
     taken = stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and any(target.iterdir()))
     if taken and not overwrite:
         raise UsageError(f"the output exists: {path}", hint="choose another name, or add --overwrite")
+    if not folder and stat.S_ISDIR(mode):
+        raise UsageError(f"the output is a folder, expected a file: {path}")
 
 
 def binary_stdout() -> BinaryIO:
@@ -156,8 +166,6 @@ def open_output_atomic(path: str, overwrite: bool) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     target = Path(path)
-    if target.is_dir():
-        raise UsageError(f"the output is a folder, expected a file: {path}")
     if target.exists() and not target.is_file():
         with open(target, "wb") as file:
             yield file
@@ -208,6 +216,32 @@ def raise_if_damaged(damages: int, lost: int) -> None:
     if damages:
         what = f"{lost} frame(s) lost" if lost else "no frame lost"
         raise PartialResultError(f"the stream is damaged in {damages} place(s), {what}; everything else was written")
+
+
+@contextmanager
+def progress(args: argparse.Namespace, unit: str = "frame") -> Iterator[Callable[[int, int | None], None]]:
+    """The same bar for work that reports how far it is: call what this yields with (done, total or None)."""
+    if args.quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, delay=1.0, file=sys.stderr, leave=False) as bar:
+
+        def update(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def note_damages(args: argparse.Namespace, damages: Sequence[Damage], most: int = 10) -> None:
+    """The first damages of a source, one line each on stderr."""
+    for damage in damages[:most]:
+        place = f"at byte {damage.offset}" if damage.offset >= 0 else "inside a frame"
+        note(args, f"damage {place}: {damage.reason}")
+    if len(damages) > most:
+        note(args, f"and {len(damages) - most} more")
 
 
 def human_bytes(count: float) -> str:

@@ -74,6 +74,9 @@ def _unpack(args: argparse.Namespace, source: BinaryIO, output: BinaryIO) -> dic
             _common.note(args, f"frame {frame.index}: {error}")
             continue
         stack.append(latent)
+    if stack.count == 0:
+        lost = f"; {reader.damages[0].reason}" if reader.damages else ""
+        raise InputError(f"{args.input}: a stream with no readable frame{lost}")
     stack.finish()
     ranges = [(d.frame_index, d.lost) for d in reader.damages if d.frame_index is not None and d.lost]
     return {

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latentseg.kernels import quantize as float2int
 
 from latentseg import cli
+from latentseg.kernels import quantize as float2int
 
 CAN_FILL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants /dev/full, which Linux has")
 

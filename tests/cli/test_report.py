@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from latentseg import bundles, cli
 from latentseg.engine import bundle as engine_bundle
 from latentseg.engine.bundle import Bundle
 from latentseg.kernels import entropy
-
-from latentseg import bundles, cli
 
 
 def report(argv: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""Segment a .lseg stream straight from its bytes: entropy decode, segmenter, labels; no pixel is decoded.
+
+Any other SOURCE (video, image folder, camera, URL) is compressed to bytes first, frame by frame. Results go to stdout
+as JSON Lines, one object of type "frame" a frame (index, timestamp_us, size, payload_bytes, each class's share,
+timings_ms) and one of type "summary" at the end; --labels and --overlay write the label maps themselves. For an overlay
+of a .lseg stream the decompressor makes the pictures to lay the labels over.
+
+Damaged frames are reported and passed over, and the exit code is then 7. Ctrl-C leaves everything written readable.
+
+examples:
+  latentseg run drive.lseg
+  latentseg run drive.lseg --labels labels/ --overlay drive.mp4 --jsonl drive.jsonl
+  latentseg encode drive.mp4 -o - | latentseg run - | jq .classes.road
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from . import _common
+
+if TYPE_CHECKING:
+    from ..engine.sinks import Sink
+
+HELP = "segment a .lseg stream straight from its bytes (or any source, encoded first)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("source", metavar="SOURCE", help="a .lseg file, '-' for stdin, or any source that encode takes")
+    parser.add_argument("--jsonl", default="-", metavar="FILE", help="results as JSON Lines (default: '-', stdout)")
+    parser.add_argument("--labels", metavar="DIR", help="label maps as PNGs: a pixel's value is its class")
+    parser.add_argument("--overlay", metavar="FILE.mp4", help="video of the labels over the frames")
+    _common.add_bundle(parser)
+    _common.add_limit(parser)
+    _common.add_kind(parser, ("lseg", "video", "images"))
+    _common.add_backend(parser)
+    _common.add_overwrite(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment one source; returns the exit code."""
+    from ..engine import Engine
+    from ..engine.sinks import JsonLinesSink, LabelPngSink, OverlaySink
+    from ..engine.sources import Source, StreamSource, open_source
+
+    for path in (args.jsonl, args.overlay):
+        _common.check_output(path, args.overwrite)
+    _common.check_output(args.labels, args.overwrite, folder=True)
+    with ExitStack() as stack:
+        engine = stack.enter_context(Engine(args.bundle, args.backend, args.threads))
+        # Closed by segment(), in the thread that reads it, and not here: a silent pipe hangs who closes it elsewhere.
+        source: Source[Any] = open_source(args.source, args.kind)
+        is_stream = isinstance(source, StreamSource)
+        if not is_stream:
+            _common.note(
+                args, f"{args.source} is no .lseg stream: compressing it to bytes first, then segmenting those"
+            )
+        with_frames = args.overlay is not None
+        if with_frames and is_stream and "decompressor" not in engine.bundle.roles:
+            _common.note(args, f"bundle '{engine.bundle.name}' has no decompressor: the overlay shows labels alone")
+            with_frames = False
+        results = stack.enter_context(engine.segment(source, with_frames=with_frames))
+        classes = engine.bundle.classes
+        jsonl = stack.enter_context(JsonLinesSink(args.jsonl, classes, args.overwrite))
+        sinks: list[Sink] = [jsonl]
+        if args.labels is not None:
+            sinks.append(stack.enter_context(LabelPngSink(args.labels, classes, args.overwrite)))
+        if args.overlay is not None:
+            sinks.append(
+                stack.enter_context(OverlaySink(args.overlay, classes, results.frame_rate, overwrite=args.overwrite))
+            )
+        update = stack.enter_context(_common.progress(args))
+        for result in islice(results, args.limit):
+            for sink in sinks:
+                sink.write(result)
+            update(results.frames, args.limit or results.length)
+        summary, damages, lost, dropped = results.summary(), results.damages, results.lost, results.dropped
+        jsonl.summary(summary)
+    height, width = summary["size"]
+    _common.note(args, f"{summary['frames']} frames of {width}x{height}, {summary['frames_per_s']:.1f} frames/s")
+    if dropped:
+        _common.note(args, f"{dropped} live frames came too fast and were dropped")
+    _common.note_damages(args, damages)
+    _common.raise_if_damaged(len(damages), lost)
+    return 0
