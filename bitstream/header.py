@@ -103,7 +103,7 @@ class StreamHeader:
     frame_rate: tuple[int, int] = (0, 1)
     dictionary: Dictionary = "channel"
     coder: str = "huffman"
-    lane_symbols: int = 1024
+    lane_symbols: int = 4096
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "latent_shape", tuple(int(v) for v in self.latent_shape))
@@ -242,11 +242,11 @@ _LOOKS = (
 
 
 def looks_like(start: bytes) -> str:
-    """What a file that is not an .lseg looks like, from its first bytes; "unknown data" when that is not easily seen."""
+    """What a file that is not an .lseg looks like, from its first bytes."""
     for offset, mark, name in _LOOKS:
         if start[offset : offset + len(mark)] == mark:
             return name
-    if start and all(byte in b"\t\n\r\x0c" or 32 <= byte for byte in start) and b"\x7f" not in start:
+    if start and all(byte in b"\t\n\r\x0c" or byte >= 32 for byte in start) and b"\x7f" not in start:
         try:
             # A multi-byte character may be cut at the end of what was read.
             start[: max(len(start) - 3, 1)].decode("utf-8")

@@ -129,7 +129,7 @@ def unpack_payload(payload: bytes, header: StreamHeader, plan: LanePlan) -> Payl
     singles = np.zeros(tables, np.int64)
     for i in range(tables):
         lengths[i], singles[i], offset = unpack_lengths(payload, offset, header.bits)
-    coded = lengths.any(axis=1)[plan.tables]
+    coded = (lengths.max(axis=1) > 0)[plan.tables]
     lane_bytes = np.zeros(len(plan.starts), np.int64)
     for lane in np.flatnonzero(coded):
         lane_bytes[lane], offset = _unpack_number(payload, offset)

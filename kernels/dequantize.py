@@ -27,7 +27,8 @@ def dequantize(
     bits, lo, hi: as for quantize.
     out: C-contiguous float32 of q's shape to write into; None makes a new one.
 
-    Returns out. Raises InputError for a symbol of 2^bits or more, ArtifactError for an `out` or range that does not fit.
+    Returns out. Raises InputError for a symbol of 2^bits or more, ArtifactError for an `out` or range that
+    does not fit.
     """
     lo_, hi_ = as_ranges(lo, hi, bits, q.shape)
     out = float_buffer(out, q.shape)

@@ -9,12 +9,14 @@ from ..errors import BackendMissingError, UsageError
 
 Implementation = Literal["auto", "native", "numpy"]
 
-_native: ModuleType | None
+_native: ModuleType | None = None
 try:
-    from . import _native
+    from . import _native as _compiled
+
+    _native = _compiled
 except ImportError:
     # A checkout without a compiler: the NumPy reference does everything, slower.
-    _native = None
+    pass
 
 
 def native_available() -> bool:

@@ -43,7 +43,7 @@ def encode(q: NDArray[np.uint8], header: StreamHeader, scales: bytes) -> bytes:
     lane_bits = ends[plan.starts + plan.counts - 1] - lane_first
     lane_bytes = (lane_bits + 7) // 8
     lane_starts = np.cumsum(lane_bytes) - lane_bytes
-    coded = lengths.any(axis=1)[plan.tables]
+    coded = (lengths.max(axis=1) > 0)[plan.tables]
     sizes = b"".join(pack_number(int(size)) for size in lane_bytes[coded])
     # Each code's place in bits, from the start of the lanes; a code touches at most three bytes, and no two codes share
     # a bit, so that adding is the same as or-ing.
@@ -76,7 +76,7 @@ def _symbols(parts: Payload, payload: bytes, plan: LanePlan) -> NDArray[np.uint8
         [decode_table(lengths, int(single)) for lengths, single in zip(parts.lengths, parts.singles, strict=True)]
     )
     # next24[i]: bytes i, i + 1, i + 2 of the payload as one number; zeros behind its end.
-    padded = np.frombuffer(payload + bytes(3), np.uint8).astype(np.uint32)
+    padded = np.frombuffer(payload + bytes(3), np.uint8).astype(np.int64)
     next24 = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
     limit = 8 * (len(next24) - 1)
     out = np.empty(int(plan.counts.sum()), np.uint8)
@@ -91,7 +91,7 @@ def _symbols(parts: Payload, payload: bytes, plan: LanePlan) -> NDArray[np.uint8
             running -= 1
         # A damaged lane can run on: it is held at the payload's end, and found out below.
         place = np.minimum(at[:running], limit)
-        window = next24[place >> 3] >> (24 - MAX_CODE_BITS - (place & 7)).astype(np.uint32) & (_TABLE - 1)
+        window = next24[place >> 3] >> (24 - MAX_CODE_BITS - (place & 7)) & (_TABLE - 1)
         entry = table[base[:running] + window]
         out[starts[:running] + step] = entry & 255
         at[:running] += entry >> 8
@@ -99,7 +99,7 @@ def _symbols(parts: Payload, payload: bytes, plan: LanePlan) -> NDArray[np.uint8
     return out
 
 
-def _check_ends(parts: Payload, next24: NDArray[np.uint32], order: NDArray[np.int64], at: NDArray[np.int64]) -> None:
+def _check_ends(parts: Payload, next24: NDArray[np.int64], order: NDArray[np.int64], at: NDArray[np.int64]) -> None:
     used = at - 8 * parts.lane_offsets[order]
     size = parts.lane_bytes[order]
     fits = (used + 7) // 8 == size

@@ -42,8 +42,9 @@ def quantize(
     span = (hi_ - lo_)[:, None]
     with np.errstate(all="ignore"):
         scaled = levels * (rows - lo_[:, None]) / span
-    q = np.rint(np.clip(np.where(span > 0, scaled, np.float32(0)), np.float32(0), levels)).astype(np.uint8)
-    return q.reshape(x.shape)
+    clipped = np.clip(np.where(span > 0, scaled, np.float32(0)), np.float32(0), levels)
+    symbols: NDArray[np.uint8] = np.rint(clipped).astype(np.uint8).reshape(x.shape)
+    return symbols
 
 
 def as_ranges(

@@ -1,0 +1,106 @@
+"""Damaged payloads: refused, or decoded to something in range; never a crash, and the same from both implementations.
+
+The container's CRC keeps such payloads away; these tests are for when it does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentseg.bitstream import Scaling, StreamHeader
+from latentseg.errors import InputError
+from latentseg.kernels import entropy, native_available
+
+IMPLEMENTATIONS: list[Any] = ["numpy", "native"] if native_available() else ["numpy"]
+CASES = [(d, s) for d in ("frame", "channel") for s in ("tensor", "channel", "fixed")]
+
+
+def header(dictionary: Any, scaling: Any) -> StreamHeader:
+    kind = Scaling("fixed", -2, 2) if scaling == "fixed" else Scaling(scaling)
+    return StreamHeader(bytes(32), (3, 4, 9), 4, kind, dictionary=dictionary, lane_symbols=16)
+
+
+def payload_of(h: StreamHeader) -> bytes:
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=h.latent_shape).astype(np.float32) * np.array([1, 0, 2], np.float32)[:, None, None]
+    return entropy.encode_latent(z, h)
+
+
+def outcome(payload: bytes, h: StreamHeader, implementation: Any) -> bytes | None:
+    """The decoded floats' bytes, None when refused."""
+    try:
+        symbols = entropy.decode_symbols(payload, h, implementation)
+    except InputError as error:
+        assert "payload damaged" in str(error)
+        with pytest.raises(InputError):
+            entropy.decode_latent(payload, h, implementation=implementation)
+        return None
+    assert symbols.max() < 1 << h.bits
+    values = entropy.decode_latent(payload, h, implementation=implementation)
+    assert np.isfinite(values).all()
+    return values.tobytes()
+
+
+def agree(payload: bytes, h: StreamHeader) -> bytes | None:
+    outcomes = {outcome(payload, h, implementation) for implementation in IMPLEMENTATIONS}
+    assert len(outcomes) == 1
+    return outcomes.pop()
+
+
+@pytest.mark.parametrize(("dictionary", "scaling"), CASES)
+def test_every_flipped_bit(dictionary: str, scaling: str) -> None:
+    h = header(dictionary, scaling)
+    payload = payload_of(h)
+    refused = 0
+    for bit in range(8 * len(payload)):
+        bad = bytearray(payload)
+        bad[bit // 8] ^= 1 << bit % 8
+        refused += agree(bytes(bad), h) is None
+    assert refused > 0
+
+
+@pytest.mark.parametrize(("dictionary", "scaling"), CASES)
+def test_truncation_at_every_byte_and_trailing_bytes(dictionary: str, scaling: str) -> None:
+    h = header(dictionary, scaling)
+    payload = payload_of(h)
+    for size in range(len(payload)):
+        assert agree(payload[:size], h) is None
+    assert agree(payload + b"\0", h) is None
+    assert agree(payload, h) is not None
+
+
+@given(st.binary(max_size=120), st.sampled_from(CASES))
+@settings(max_examples=200, deadline=None)
+def test_random_bytes(data: bytes, case: tuple[str, str]) -> None:
+    agree(data, header(*case))
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_size=1, max_size=6), st.sampled_from(CASES))
+@settings(max_examples=200, deadline=None)
+def test_several_bytes_changed(changes: list[tuple[int, int]], case: tuple[str, str]) -> None:
+    h = header(*case)
+    bad = bytearray(payload_of(h))
+    for at, xor in changes:
+        bad[at % len(bad)] ^= xor
+    agree(bytes(bad), h)
+
+
+def test_payload_of_another_stream() -> None:
+    h = header("channel", "fixed")
+    other = StreamHeader(bytes(32), (3, 40, 90), 8, Scaling("fixed", 0, 1), dictionary="channel")
+    q = np.random.default_rng(0).integers(0, 256, other.latent_shape, np.uint8)
+    assert agree(entropy.encode_symbols(q, other), h) is None
+    assert agree(payload_of(h), other) is None
+
+
+@pytest.mark.parametrize("scaling", ["tensor", "channel"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_ranges_that_lie(scaling: str, bad: float) -> None:
+    h = header("channel", scaling)
+    payload = payload_of(h)
+    assert agree(np.float32(bad).tobytes() + payload[4:], h) is None
