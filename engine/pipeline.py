@@ -20,9 +20,11 @@ from typing import Any, Generic, Self, TypeVar
 T = TypeVar("T")
 Stage = Callable[[Any], Any]
 
-# How long closing waits for stages to end. A stage ends at its next queue; only one that waits for the outside world (a
-# silent pipe, a camera) takes longer, and is left behind as a daemon thread that ends with its read or the process.
-_JOIN_S = 5.0
+# How long closing waits: for stages, which end at their next queue; and then for the reader, which may be waiting for
+# the outside world (a silent pipe, a camera). One that takes longer is left behind as a daemon thread; it ends with its
+# read or with the process.
+_JOIN_STAGES_S = 5.0
+_JOIN_READER_S = 0.5
 
 
 class Finished(Exception):
@@ -145,9 +147,11 @@ class Pipeline(Iterator[T]):
         self._closed = True
         for queue in self._queues:
             queue.cancel()
-        deadline = time.monotonic() + _JOIN_S
-        for thread in self._threads:
+        reader, *stages = self._threads
+        deadline = time.monotonic() + _JOIN_STAGES_S
+        for thread in stages:
             thread.join(max(0.0, deadline - time.monotonic()))
+        reader.join(_JOIN_READER_S)
 
     def __enter__(self) -> Self:
         return self

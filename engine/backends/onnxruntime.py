@@ -55,7 +55,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _options(self, ort: Any) -> Any:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = self.threads or _usable_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only: they arrive as exceptions, and stderr is for people
         # Several sessions live in one process and take turns with the entropy coder. A pool that spins while it waits
@@ -94,6 +94,11 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
 
     name: ClassVar[str] = "onnxruntime-cuda"
     asked: ClassVar[str] = "CUDAExecutionProvider"
+
+
+def _usable_cores() -> int:
+    # The affinity mask, where the system has one, knows of the container's limit; the count of cores does not.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

@@ -47,11 +47,11 @@ class OverlaySink(Sink):
     ) -> None:
         super().__init__(os.fspath(path))
         self._path = Path(path)
+        claim_file(self._path, overwrite)
         if self._path.suffix.lower() not in SUFFIXES:
             raise UsageError(f"overlay {path}: expected a name that ends in {', '.join(SUFFIXES)}")
         if not 0.0 <= alpha <= 1.0:
             raise UsageError(f"overlay weight is {alpha}, expected 0 to 1")
-        claim_file(self._path, overwrite)
         try:
             import av
         except ImportError as error:

@@ -136,8 +136,7 @@ def test_closing_early_stops_an_endless_source_and_closes_it() -> None:
     pipeline.close()
 
 
-def test_closing_does_not_wait_for_ever_for_a_silent_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentseg.engine.pipeline._JOIN_S", 0.1)
+def test_closing_does_not_wait_for_ever_for_a_silent_source() -> None:
     release = threading.Event()
 
     def silent() -> Iterator[int]:
