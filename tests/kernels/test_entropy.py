@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,13 +24,15 @@ F32 = np.float32
 
 
 def header(
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     bits: int = 8,
     scaling: Scaling = SCALINGS[2],
     dictionary: Any = "channel",
     lane: int = 16,
 ) -> StreamHeader:
-    return StreamHeader(bytes(32), shape, bits, scaling, dictionary=dictionary, lane_symbols=lane)
+    return StreamHeader(
+        bytes(32), cast("tuple[int, int, int]", shape), bits, scaling, dictionary=dictionary, lane_symbols=lane
+    )
 
 
 def check(q: np.ndarray, h: StreamHeader, lo: Any = None, hi: Any = None) -> bytes:
@@ -53,7 +55,8 @@ def check(q: np.ndarray, h: StreamHeader, lo: Any = None, hi: Any = None) -> byt
 # 15, 16, 17: a lane less one, a lane, a lane and one; primes; nine and seventeen lanes of one length: more than the
 # native decoder interleaves, with some left over.
 SHAPES = [
-    (1, 1, 1), (1, 1, 15), (1, 1, 16), (1, 1, 17), (3, 5, 7), (2, 11, 13), (9, 4, 4), (17, 1, 16), (1, 9, 16), (5, 2, 17),
+    (1, 1, 1), (1, 1, 15), (1, 1, 16), (1, 1, 17), (3, 5, 7), (2, 11, 13), (9, 4, 4), (17, 1, 16), (1, 9, 16),
+    (5, 2, 17),
 ]  # fmt: skip
 
 
