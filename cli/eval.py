@@ -81,9 +81,10 @@ def _codec(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _segmenter(args: argparse.Namespace) -> dict[str, Any]:
+    from ..engine.sources.images import read_image
     from ..models import registry
     from ..training.checkpoint import load_weights
-    from ..training.data import labelled, read_image, read_label
+    from ..training.data import labelled, read_label
     from ..training.evaluate import decoded_by, evaluate_segmenter
 
     weights = load_weights(args.weights, kinds=("rgb_segmenter", "latent_segmenter"))

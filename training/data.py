@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.sources import open_frames
+from ..engine.sources.images import SUFFIXES as IMAGE_SUFFIXES
+from ..engine.sources.images import read_image
 from ..errors import InputError, UsageError, missing_extra
 
 IGNORE = 255
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".ts"}
 
 
@@ -142,14 +144,6 @@ def _checked(pairs: list[Pair], where: Path) -> list[Pair]:
     return pairs
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """One image file as RGB uint8 (H, W, 3)."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def read_label(path: Path, classes: ClassSet) -> NDArray[np.uint8]:
     """One label file, single-channel 8-bit, as class indices uint8 (H, W) with `IGNORE` where there is no class."""
     try:
@@ -188,11 +182,10 @@ def read_frames(root: Path, every: int = 1, limit: int | None = None) -> list[ND
     for path in files:
         suffix = path.suffix.lower()
         if suffix in VIDEO_SUFFIXES:
-            from ..engine.sources import open_source
-
-            source = iter(frame.rgb for frame in open_source(str(path)))
+            with open_frames(path) as video:
+                source = [frame.rgb for frame in video]
         elif suffix in IMAGE_SUFFIXES:
-            source = iter([read_image(path)])
+            source = [read_image(path)]
         else:
             continue
         for frame in source:

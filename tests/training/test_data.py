@@ -1,0 +1,118 @@
+"""Data sets: layouts, label mapping, and what happens when files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from latentseg.errors import InputError, UsageError
+from latentseg.training import data
+from PIL import Image
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> Path:
+    """Two cities, one frame each, 4x6, in the layout of the original archives."""
+    for city, value in (("aachen", 7), ("zurich", 26)):
+        stem = f"{city}_000000_000019"
+        write(tmp_path / "leftImg8bit/train" / city / f"{stem}_leftImg8bit.png", np.full((4, 6, 3), value, np.uint8))
+        ids = np.full((4, 6), value, np.uint8)
+        ids[0] = [0, 3, 11, 33, 31, 25]
+        write(tmp_path / "gtFine/train" / city / f"{stem}_gtFine_labelIds.png", ids)
+    return tmp_path
+
+
+def test_cityscapes_ids_become_train_ids(cityscapes: Path) -> None:
+    classes, pairs = data.labelled("cityscapes", cityscapes, "train")
+    assert [p.image.parent.name for p in pairs] == ["aachen", "zurich"]
+    images, labels = data.read_pairs(pairs, classes)
+    assert images[1].shape == (4, 6, 3)
+    # From the published table: road 7 -> 0, building 11 -> 2, car 26 -> 13, train 31 -> 16, bicycle 33 -> 18, rider 25 -> 12.
+    assert labels[0][0].tolist() == [255, 255, 2, 18, 16, 12]
+    assert set(labels[0][1:].ravel()) == {0}
+    assert set(labels[1][1:].ravel()) == {13}
+    assert len(classes.names) == len(classes.colors) == 19
+    assert sorted(set(classes.mapping) - {255}) == list(range(19))
+
+
+def test_cityscapes_missing_label(cityscapes: Path) -> None:
+    next((cityscapes / "gtFine/train/zurich").iterdir()).unlink()
+    with pytest.raises(InputError, match="zurich.*labelIds"):
+        data.labelled("cityscapes", cityscapes, "train")
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        write(tmp_path / "train" / f"{name}.png", np.zeros((4, 6, 3), np.uint8))
+        label = np.arange(24, dtype=np.uint8).reshape(4, 6) % 13
+        write(tmp_path / "trainannot" / f"{name}.png", label)
+    (tmp_path / "train.txt").write_text("train/a.png trainannot/a.png\ntrain/b.png trainannot/b.png\n\n")
+    return tmp_path
+
+
+def test_camvid_ignores_unlabelled(camvid: Path) -> None:
+    classes, pairs = data.labelled("camvid", camvid, "train")
+    _, labels = data.read_pairs(pairs, classes)
+    assert labels[0].ravel()[:13].tolist() == [*range(11), 255, 255]
+
+
+def test_camvid_bad_listing(camvid: Path) -> None:
+    with pytest.raises(InputError, match=r"no split 'val'") as caught:
+        data.labelled("camvid", camvid, "val")
+    assert "train" in caught.value.hint
+    (camvid / "train.txt").write_text("train/a.png\n")
+    with pytest.raises(InputError, match="line 1"):
+        data.labelled("camvid", camvid, "train")
+    (camvid / "train.txt").write_text("")
+    with pytest.raises(InputError, match="no labelled images"):
+        data.labelled("camvid", camvid, "train")
+
+
+def test_label_of_wrong_kind_or_size(camvid: Path) -> None:
+    classes, pairs = data.labelled("camvid", camvid, "train")
+    write(pairs[0].label, np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(InputError, match="one 8-bit channel"):
+        data.read_pairs(pairs, classes)
+    write(pairs[0].label, np.zeros((4, 5), np.uint8))
+    with pytest.raises(InputError, match=r"label is \(4, 5\)"):
+        data.read_pairs(pairs, classes)
+    pairs[0].label.write_bytes(b"no image at all")
+    with pytest.raises(InputError, match="cannot read label"):
+        data.read_pairs(pairs, classes)
+
+
+def test_unknown_layout(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        data.labelled("kitti", tmp_path, "train")
+    assert "camvid" in caught.value.hint
+
+
+def test_frames_from_a_folder(tmp_path: Path) -> None:
+    for index in range(5):
+        write(tmp_path / f"f{index}.png", np.full((3, 4, 3), index, np.uint8))
+    (tmp_path / "notes.txt").write_text("not an image")
+    assert [int(f[0, 0, 0]) for f in data.read_frames(tmp_path, every=2)] == [0, 2, 4]
+    assert len(data.read_frames(tmp_path, limit=3)) == 3
+    with pytest.raises(InputError, match="no such"):
+        data.read_frames(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image or video"):
+        data.read_frames(tmp_path / "empty")
+
+
+@pytest.mark.shared
+def test_camvid_as_it_is(shared_data: Path) -> None:
+    classes, train = data.labelled("camvid", shared_data / "camvid", "train")
+    _, val = data.labelled("camvid", shared_data / "camvid", "val")
+    assert (len(train), len(val)) == (367, 101)
+    assert not {p.image.name for p in train} & {p.image.name for p in val}
+    images, labels = data.read_pairs(train[:2], classes)
+    assert images[0].shape == (360, 480, 3)
+    assert set(np.unique(labels[0])) <= {*range(11), 255}
