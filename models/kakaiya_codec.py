@@ -112,8 +112,10 @@ def pca_init(codec: KakaiyaCodec, images: Tensor, *, gain: float = 1.0) -> None:
 
     images: float32 [N,3,H,W] in [0,1], a few dozen that represent the training data; H and W are cropped to multiples
     of the stride. At least as many blocks as a block has samples are needed, else UsageError.
-    gain scales the random kernels against He's initialisation. Follow it with a small learning rate (1e-4): all
-    activations are positive, so that one step of Adam moves every output by the sum of some 600 aligned changes.
+    gain scales the random kernels against He's initialisation.
+
+    Train on with warm-up, at most 3e-4 for Adam, and decay to zero: all activations are positive, so that one step
+    moves every output by the sum of some 600 aligned changes, and 1e-3 first loses several dB.
     """
     s = codec.stride
     if images.ndim != 4 or images.shape[1] != 3:
