@@ -103,7 +103,8 @@ def top_help() -> str:
         f"options:\n"
         f"  -h, --help     this text; `latentseg VERB --help` for a verb's own\n"
         f"  --version      print the version\n\n"
-        f"Data goes to stdout (JSON Lines, or the stream itself for `-o -`), everything for people to stderr.\n"
+        f"stdout is for results: JSON Lines from run, a report from verbs that make one (with --json as\n"
+        f"one JSON line), the stream itself with `-o -`. What else people should know goes to stderr.\n"
         f"LATENTSEG_DEBUG=1 (or --debug after the verb) shows tracebacks.\n\n"
         f"{EXIT_CODES}\n"
     )

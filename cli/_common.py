@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from ..errors import InputError, PartialResultError, UsageError
+from ..errors import InputError, OutputError, PartialResultError, UsageError
 
 if TYPE_CHECKING:
     from ..bitstream import Damage
@@ -172,8 +172,12 @@ def open_output_atomic(path: str, overwrite: bool) -> Iterator[BinaryIO]:
         return
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with open(part, "w+b") as file:
-            yield file
+        part_file: BinaryIO = open(part, "w+b")  # noqa: SIM115 - its error is told apart from those of the work inside
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with part_file:
+            yield part_file
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -1,8 +1,11 @@
 """Turn a .lseg stream back into pictures with the bundle's decompressor: a video, or a folder of PNGs.
 
-An OUT that ends in .mp4, .m4v, .mov, .mkv or .avi is written as a video (H.264, which loses a little on top of the
-codec); any other OUT is a folder of PNGs, 000000.png and so on by frame index, exactly what the decompressor gave.
-Damaged frames are reported and passed over, and the exit code is then 7.
+An OUT that ends in .mp4, .m4v, .mov, .mkv or .avi is written as a video (H.264, which loses a
+little on top of the codec); an OUT without a suffix is a folder of PNGs, 000000.png and so on by
+frame index, exactly what the decompressor gave. Damaged frames are reported and passed over, and
+the exit code is then 7.
+
+JSON keys: schema type bundle source size frames lost dropped damages seconds frames_per_s
 
 examples:
   latentseg decode drive.lseg -o drive.mp4

@@ -1,8 +1,11 @@
-"""Say what this machine can run: the machine, the packages and what the missing ones would bring, the native
-kernels, the shipped bundles and whether their files are as they were shipped, and a one-second self test.
+"""Say what this machine can run, and test it.
 
-The exit code is 0 unless a self test fails or a shipped bundle was changed (5). What is missing is said, not counted
-against the machine.
+The machine, the packages and what the missing ones would bring, the native kernels, the shipped
+bundles and whether their files are as they were shipped, and a one-second self test. What is
+missing is said, not counted against the machine: the exit code is 0 unless a self test fails or a
+shipped bundle was changed (5).
+
+JSON keys: schema type latentseg python machine packages providers kernels bundles tests
 
 examples:
   latentseg doctor
@@ -135,8 +138,8 @@ def _test_coder() -> str:
 
 
 def _test_bundle(bundles: list[dict[str, Any]]) -> str | None:
-    """One synthetic frame through the first intact shipped bundle: frame -> bytes -> labels."""
-    usable = [bundle["name"] for bundle in bundles if not bundle["error"]]
+    """One synthetic frame through the first shipped bundle that is whole: frame -> bytes -> labels."""
+    usable = [b["name"] for b in bundles if not b["error"] and {"compressor", "segmenter"} <= set(b["roles"])]
     if not usable or _packages.versions()["onnxruntime"] is None:
         return None
     import numpy as np

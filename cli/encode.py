@@ -1,8 +1,12 @@
 """Compress a video, an image folder, a camera or a stream URL into a .lseg stream.
 
-SOURCE is a video file, an image, a folder of images, a URL that FFmpeg reads, 'camera:0', or '-' for a video on
-stdin. Frames that cannot be read are reported and passed over, and the exit code is then 7. However it ends (Ctrl-C,
-full disk), what was written is readable up to its last whole frame.
+SOURCE is a video file, an image, a folder of images, a URL that FFmpeg reads, 'camera:0', or '-'
+for a video on stdin. Frames that cannot be read are reported and passed over, and the exit code is
+then 7. However it ends (Ctrl-C, full disk), what was written is readable up to its last whole
+frame.
+
+JSON keys: schema type bundle frames lost dropped bytes payload_bytes size seconds bpp
+           compression_factor (against 24-bit RGB) frames_per_s
 
 examples:
   latentseg encode drive.mp4 -o drive.lseg

