@@ -365,7 +365,7 @@ def test_memory_is_flat_on_10000_frames(engine: Engine, tmp_path: Path) -> None:
             early = resident_kb()
         assert r.index == count
     assert count == 9_999
-    assert resident_kb() - early < 4_000
+    assert resident_kb() - early < 8_000  # one leaked kB a frame would be 9 MB
 
 
 def test_live_pipe_gives_each_frame_as_it_comes(engine: Engine, stream: Path) -> None:

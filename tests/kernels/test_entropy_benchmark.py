@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from latentseg.benchmarks import entropy as benchmark
 from latentseg.errors import VerificationError
 

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
 from latentseg.models import registry
 from latentseg.models.complexity import count
 from latentseg.models.rate_model import LaplaceRateModel
-from torch.nn import functional as F
 
 
 def natural_patches(count_: int) -> torch.Tensor:

@@ -5,19 +5,22 @@ The numbers are for 3x840x840 input and 21 classes. Networks lie on the meta dev
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 from latentseg.models import registry, resnet  # noqa: E402
 from latentseg.models.complexity import Complexity, count  # noqa: E402
 from latentseg.models.kakaiya_segmenters import unused_in_the_paper  # noqa: E402
-from torch import nn  # noqa: E402
 
 GIGA = 1e9
 
 
-def build(name: str, **options: object) -> nn.Module:
+def build(name: str, **options: Any) -> Any:
     with torch.device("meta"):
         return registry.create(name, **options)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
-from latentseg.models.dualgraph import ChannelAffinity, DualGraph, DualGraphHead, NodeProjection  # noqa: E402
 from torch import nn  # noqa: E402
 
+from latentseg.models.dualgraph import ChannelAffinity, DualGraph, DualGraphHead, NodeProjection  # noqa: E402
 
-def shaken(module: nn.Module) -> nn.Module:
+
+def shaken(module: Any) -> Any:
     """The module in eval mode, with every parameter and running statistic moved off its default."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -24,25 +28,25 @@ def shaken(module: nn.Module) -> nn.Module:
     return module.double().eval()
 
 
-def array(tensor: torch.Tensor) -> np.ndarray:
+def array(tensor: torch.Tensor) -> NDArray[Any]:
     return tensor.detach().numpy()
 
 
-def norm(bn: nn.Module, x: np.ndarray) -> np.ndarray:
+def norm(bn: Any, x: NDArray[Any]) -> NDArray[Any]:
     """Batch norm in eval mode over axis 0 of x."""
     mean, var, weight, bias = (array(t) for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
     across = (slice(None),) + (None,) * (x.ndim - 1)
     return (x - mean[across]) / np.sqrt(var[across] + bn.eps) * weight[across] + bias[across]
 
 
-def pointwise(conv: nn.Module, x: np.ndarray) -> np.ndarray:
+def pointwise(conv: Any, x: NDArray[Any]) -> NDArray[Any]:
     """A 1x1 convolution of x [C,L]."""
     weight = array(conv.weight).reshape(conv.weight.shape[0], -1)
     bias = 0.0 if conv.bias is None else array(conv.bias)[:, None]
     return weight @ x + bias
 
 
-def conv3(conv: nn.Module, x: np.ndarray) -> np.ndarray:
+def conv3(conv: Any, x: NDArray[Any]) -> NDArray[Any]:
     """A 3x3 convolution, padding 1, of x [C,h,w], any stride and groups."""
     weight, stride = array(conv.weight), conv.stride[0]
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
@@ -58,11 +62,11 @@ def conv3(conv: nn.Module, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def relu(x: np.ndarray) -> np.ndarray:
+def relu(x: NDArray[Any]) -> NDArray[Any]:
     return np.maximum(x, 0)
 
 
-def affinity(net: nn.Module, x: np.ndarray) -> np.ndarray:
+def affinity(net: Any, x: NDArray[Any]) -> NDArray[Any]:
     shape, x = x.shape, x.reshape(x.shape[0], -1)
     k, v, q = pointwise(net.key, x), pointwise(net.value, x), pointwise(net.query, x)
     energy = q @ v.T
@@ -73,7 +77,7 @@ def affinity(net: nn.Module, x: np.ndarray) -> np.ndarray:
     return relu(norm(net.out[1], pointwise(net.out[0], y)) + x).reshape(shape)
 
 
-def projection(net: nn.Module, x: np.ndarray) -> np.ndarray:
+def projection(net: Any, x: NDArray[Any]) -> NDArray[Any]:
     shape, x = x.shape, x.reshape(x.shape[0], -1)
     phi = norm(net.phi[1], pointwise(net.phi[0], x))
     theta = norm(net.theta[1], pointwise(net.theta[0], x))
@@ -84,10 +88,10 @@ def projection(net: nn.Module, x: np.ndarray) -> np.ndarray:
     return relu(x + norm(net.out[1], pointwise(net.out[0], z @ theta))).reshape(shape)
 
 
-def upsample(x: np.ndarray, height: int, width: int) -> np.ndarray:
+def upsample(x: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """Bilinear with aligned corners, of x [C,h,w]."""
 
-    def axis(source: int, target: int) -> np.ndarray:
+    def axis(source: int, target: int) -> NDArray[Any]:
         matrix = np.zeros((target, source))
         for t in range(target):
             place = t * (source - 1) / (target - 1) if target > 1 else 0.0
@@ -100,7 +104,7 @@ def upsample(x: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.einsum("ai,bj,cij->cab", axis(x.shape[1], height), axis(x.shape[2], width), x)
 
 
-def dual_graph(net: nn.Module, x: np.ndarray) -> np.ndarray:
+def dual_graph(net: Any, x: NDArray[Any]) -> NDArray[Any]:
     coarse = x
     for conv, bn in zip(net.down[0::2], net.down[1::2], strict=True):
         coarse = norm(bn, conv3(conv, coarse))
@@ -109,7 +113,7 @@ def dual_graph(net: nn.Module, x: np.ndarray) -> np.ndarray:
     return norm(net.fuse[1], pointwise(net.fuse[0], both)).reshape(x.shape)
 
 
-def head(net: nn.Module, x: np.ndarray) -> np.ndarray:
+def head(net: Any, x: NDArray[Any]) -> NDArray[Any]:
     y = relu(norm(net.before[1], conv3(net.before[0], x)))
     y = dual_graph(net.graph, y)
     y = relu(norm(net.after[1], conv3(net.after[0], y)))
@@ -131,7 +135,7 @@ SIZES = [(5, 7), (1, 1), (9, 2), (16, 17)]
     ],
     ids=["affinity", "projection", "graph", "head"],
 )
-def test_formulas(net: nn.Module, truth: object, height: int, width: int) -> None:
+def test_formulas(net: Any, truth: Any, height: int, width: int) -> None:
     net = shaken(net)
     channels = 6 if isinstance(net, DualGraphHead) else 8
     x = np.random.default_rng(3).normal(size=(2, channels, height, width))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from latentseg.errors import UsageError
 
@@ -15,7 +17,7 @@ from latentseg.models import registry  # noqa: E402
 from latentseg.models.kakaiya_codec import pca_init  # noqa: E402
 
 
-def smooth_images(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+def smooth_images(count: int, height: int, width: int, seed: int = 0) -> NDArray[Any]:
     """float32 (count, 3, height, width) in [0, 1]: sums of random waves, so that neighbours are alike."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -30,7 +32,7 @@ def smooth_images(count: int, height: int, width: int, seed: int = 0) -> np.ndar
     return images.astype(np.float32)
 
 
-def numpy_pca(images: np.ndarray, block: int, components: int) -> np.ndarray:
+def numpy_pca(images: NDArray[Any], block: int, components: int) -> NDArray[Any]:
     """Reconstruction of every block of `block` x `block` x 3 samples from its first principal components."""
     n, c, h, w = images.shape
     rows = images.reshape(n, c, h // block, block, w // block, block).transpose(0, 2, 4, 1, 3, 5)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from latentseg.errors import UsageError
 
 torch = pytest.importorskip("torch")
 
-from latentseg.models import registry, resnet  # noqa: E402
 from torch import nn  # noqa: E402
+
+from latentseg.models import registry, resnet  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def rgb() -> nn.Module:
+def rgb() -> Any:
     with torch.device("meta"):
         return registry.create("kakaiya-rgb", classes=11, aux=True)
 
 
 @pytest.fixture(scope="module")
-def latent() -> nn.Module:
+def latent() -> Any:
     with torch.device("meta"):
         return registry.create("kakaiya-latent-d3", classes=11, aux=True)
 
@@ -34,7 +37,7 @@ def positions(pixels: int) -> int:
 
 
 @pytest.mark.parametrize("size", [(840, 840), (360, 480), (97, 101), (33, 64), (16, 1), (1, 1), (2, 3)])
-def test_rgb_shapes(rgb: nn.Module, size: tuple[int, int]) -> None:
+def test_rgb_shapes(rgb: Any, size: tuple[int, int]) -> None:
     rgb.eval()
     logits = rgb(torch.empty(2, 3, *size, device="meta"))
     assert logits.shape == (2, 11, positions(size[0]), positions(size[1]))
@@ -43,12 +46,12 @@ def test_rgb_shapes(rgb: nn.Module, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(105, 105), (52, 52), (7, 13), (1, 1), (1, 9)])
-def test_latent_shapes(latent: nn.Module, size: tuple[int, int]) -> None:
+def test_latent_shapes(latent: Any, size: tuple[int, int]) -> None:
     latent.eval()
     assert latent(torch.empty(2, 16, *size, device="meta")).shape == (2, 11, *size)
 
 
-def test_contract(rgb: nn.Module, latent: nn.Module) -> None:
+def test_contract(rgb: Any, latent: Any) -> None:
     assert (rgb.classes, rgb.stride_in, rgb.logit_stride, rgb.align_corners) == (11, 1, 8, True)
     assert (latent.classes, latent.stride_in, latent.logit_stride, latent.align_corners) == (11, 16, 16, True)
     with torch.device("meta"):
@@ -58,7 +61,7 @@ def test_contract(rgb: nn.Module, latent: nn.Module) -> None:
         registry.create("kakaiya-rgb", classes=0)
 
 
-def test_auxiliary_logits_only_in_training(latent: nn.Module) -> None:
+def test_auxiliary_logits_only_in_training(latent: Any) -> None:
     latent.train()
     logits, aux = latent(torch.empty(2, 16, 9, 8, device="meta"))
     assert logits.shape == aux.shape == (2, 11, 9, 8)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from latentseg.models import registry
 
 from latentseg.errors import UsageError
+from latentseg.models import registry
 
 
 def test_names_are_stable() -> None:

@@ -7,15 +7,17 @@ import math
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
-from latentseg.training.metrics import ConfusionMatrix, bpp, compression_factor, psnr, ssim
+from numpy.typing import NDArray
 
 from latentseg.errors import InputError, UsageError
+from latentseg.training.metrics import ConfusionMatrix, bpp, compression_factor, psnr, ssim
 
 
-def pair(shape: tuple[int, ...], noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pair(shape: tuple[int, ...], noise: float, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
     base = 128 + 90 * np.sin(x / 7.0) * np.cos(y / 5.0)
@@ -178,7 +180,7 @@ def test_nothing_counted_is_nan_not_an_error() -> None:
         (np.array([0.0]), np.array([0]), "labels must be integers, found float64"),
     ],
 )
-def test_wrong_label_maps_change_nothing(labels: np.ndarray, predictions: np.ndarray, message: str) -> None:
+def test_wrong_label_maps_change_nothing(labels: NDArray[Any], predictions: NDArray[Any], message: str) -> None:
     cm = ConfusionMatrix(3)
     with pytest.raises(InputError, match=message):
         cm.update(labels, predictions)
