@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
 from latentseg.models.dualgraph import ChannelAffinity, DualGraph, DualGraphHead, NodeProjection  # noqa: E402
+
+Array = Any  # float64 ndarrays; the formulas below are their own documentation
 
 
 def shaken(module: Any) -> Any:
@@ -23,30 +24,32 @@ def shaken(module: Any) -> Any:
             for parameter in part.parameters(recurse=False):
                 parameter.copy_(torch.randn_like(parameter) * 0.4)
             if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+                assert part.running_mean is not None
+                assert part.running_var is not None
                 part.running_mean.normal_(0, 0.3)
                 part.running_var.uniform_(0.5, 2.0)
     return module.double().eval()
 
 
-def array(tensor: torch.Tensor) -> NDArray[Any]:
+def array(tensor: Any) -> Array:
     return tensor.detach().numpy()
 
 
-def norm(bn: Any, x: NDArray[Any]) -> NDArray[Any]:
+def norm(bn: Any, x: Array) -> Array:
     """Batch norm in eval mode over axis 0 of x."""
     mean, var, weight, bias = (array(t) for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
     across = (slice(None),) + (None,) * (x.ndim - 1)
     return (x - mean[across]) / np.sqrt(var[across] + bn.eps) * weight[across] + bias[across]
 
 
-def pointwise(conv: Any, x: NDArray[Any]) -> NDArray[Any]:
+def pointwise(conv: Any, x: Array) -> Array:
     """A 1x1 convolution of x [C,L]."""
     weight = array(conv.weight).reshape(conv.weight.shape[0], -1)
     bias = 0.0 if conv.bias is None else array(conv.bias)[:, None]
     return weight @ x + bias
 
 
-def conv3(conv: Any, x: NDArray[Any]) -> NDArray[Any]:
+def conv3(conv: Any, x: Array) -> Array:
     """A 3x3 convolution, padding 1, of x [C,h,w], any stride and groups."""
     weight, stride = array(conv.weight), conv.stride[0]
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
@@ -62,11 +65,11 @@ def conv3(conv: Any, x: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def relu(x: NDArray[Any]) -> NDArray[Any]:
+def relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-def affinity(net: Any, x: NDArray[Any]) -> NDArray[Any]:
+def affinity(net: Any, x: Array) -> Array:
     shape, x = x.shape, x.reshape(x.shape[0], -1)
     k, v, q = pointwise(net.key, x), pointwise(net.value, x), pointwise(net.query, x)
     energy = q @ v.T
@@ -77,7 +80,7 @@ def affinity(net: Any, x: NDArray[Any]) -> NDArray[Any]:
     return relu(norm(net.out[1], pointwise(net.out[0], y)) + x).reshape(shape)
 
 
-def projection(net: Any, x: NDArray[Any]) -> NDArray[Any]:
+def projection(net: Any, x: Array) -> Array:
     shape, x = x.shape, x.reshape(x.shape[0], -1)
     phi = norm(net.phi[1], pointwise(net.phi[0], x))
     theta = norm(net.theta[1], pointwise(net.theta[0], x))
@@ -88,10 +91,10 @@ def projection(net: Any, x: NDArray[Any]) -> NDArray[Any]:
     return relu(x + norm(net.out[1], pointwise(net.out[0], z @ theta))).reshape(shape)
 
 
-def upsample(x: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+def upsample(x: Array, height: int, width: int) -> Array:
     """Bilinear with aligned corners, of x [C,h,w]."""
 
-    def axis(source: int, target: int) -> NDArray[Any]:
+    def axis(source: int, target: int) -> Array:
         matrix = np.zeros((target, source))
         for t in range(target):
             place = t * (source - 1) / (target - 1) if target > 1 else 0.0
@@ -104,7 +107,7 @@ def upsample(x: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     return np.einsum("ai,bj,cij->cab", axis(x.shape[1], height), axis(x.shape[2], width), x)
 
 
-def dual_graph(net: Any, x: NDArray[Any]) -> NDArray[Any]:
+def dual_graph(net: Any, x: Array) -> Array:
     coarse = x
     for conv, bn in zip(net.down[0::2], net.down[1::2], strict=True):
         coarse = norm(bn, conv3(conv, coarse))
@@ -113,7 +116,7 @@ def dual_graph(net: Any, x: NDArray[Any]) -> NDArray[Any]:
     return norm(net.fuse[1], pointwise(net.fuse[0], both)).reshape(x.shape)
 
 
-def head(net: Any, x: NDArray[Any]) -> NDArray[Any]:
+def head(net: Any, x: Array) -> Array:
     y = relu(norm(net.before[1], conv3(net.before[0], x)))
     y = dual_graph(net.graph, y)
     y = relu(norm(net.after[1], conv3(net.after[0], y)))
@@ -146,5 +149,5 @@ def test_formulas(net: Any, truth: Any, height: int, width: int) -> None:
 
 
 def test_depthwise_layers_are_depthwise() -> None:
-    down = DualGraph(8).down
+    down: Any = DualGraph(8).down
     assert [conv.groups for conv in down[0::2]] == [8, 8, 8]

@@ -41,13 +41,14 @@ def numpy_pca(images: NDArray[Any], block: int, components: int) -> NDArray[Any]
     _, _, axes = np.linalg.svd(flat - mean, full_matrices=False)
     axes = axes[:components]
     back = (flat - mean) @ axes.T @ axes + mean
-    return back.reshape(rows.shape).transpose(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+    result: NDArray[Any] = back.reshape(rows.shape).transpose(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+    return result
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (17, 23), (1, 1), (31, 5)])
 def test_shapes_round_up(d: int, height: int, width: int) -> None:
-    codec = registry.create(f"kakaiya-codec-d{d}")
+    codec: Any = registry.create(f"kakaiya-codec-d{d}")
     assert (codec.stride, codec.channels, codec.bits, codec.scaling) == (2 ** (d + 1), 16, 8, ("tensor", 0.0, 0.0))
     with torch.no_grad():
         z = codec.compress(torch.rand(2, 3, height, width))
@@ -62,7 +63,7 @@ def test_shapes_round_up(d: int, height: int, width: int) -> None:
 def test_wrong_options() -> None:
     with pytest.raises(UsageError, match="bits"):
         registry.create("kakaiya-codec-d2", bits=9)
-    codec = registry.create("kakaiya-codec-d3")
+    codec: Any = registry.create("kakaiya-codec-d3")
     with pytest.raises(UsageError, match="768"):
         pca_init(codec, torch.rand(1, 3, 64, 64))
     with pytest.raises(UsageError, match=r"\(3, 64, 64\)"):
@@ -75,7 +76,7 @@ def test_pca_init_is_a_pca(d: int, height: int, width: int) -> None:
     # the 16 first: d = 1 and 2 are exactly the PCA of 4x4 and 8x8 blocks.
     torch.manual_seed(0)
     images = smooth_images(6, height, width)
-    codec = registry.create(f"kakaiya-codec-d{d}")
+    codec: Any = registry.create(f"kakaiya-codec-d{d}")
     pca_init(codec, torch.from_numpy(images))
     with torch.no_grad():
         z = codec.compress(torch.from_numpy(images))
@@ -90,7 +91,7 @@ def test_pca_init_is_a_pca(d: int, height: int, width: int) -> None:
 def test_pca_init_d3_is_hierarchical() -> None:
     torch.manual_seed(0)
     images = smooth_images(8, 160, 176)
-    codec = registry.create("kakaiya-codec-d3")
+    codec: Any = registry.create("kakaiya-codec-d3")
     pca_init(codec, torch.from_numpy(images))
     with torch.no_grad():
         found = codec(torch.from_numpy(images)).numpy()
@@ -105,7 +106,7 @@ def test_pca_init_can_learn() -> None:
     # Every parameter that matters gets a gradient: no channel starts dead, no clamp is closed.
     torch.manual_seed(0)
     images = torch.from_numpy(smooth_images(6, 72, 88))
-    codec = registry.create("kakaiya-codec-d2")
+    codec: Any = registry.create("kakaiya-codec-d2")
     pca_init(codec, images)
     ((codec(images) - images) ** 2).mean().backward()
     last = [layer for layer in codec.compressor if isinstance(layer, torch.nn.Conv2d)][-1]
@@ -116,14 +117,14 @@ def test_pca_init_can_learn() -> None:
 def test_pca_init_on_camvid(shared_data: Path) -> None:
     image = pytest.importorskip("PIL.Image")
 
-    def load(pattern: str, step: int) -> torch.Tensor:
+    def load(pattern: str, step: int) -> Any:
         paths = sorted((shared_data / "camvid" / pattern).glob("*.png"))[::step]
         return (
             torch.stack([torch.from_numpy(np.array(image.open(p).convert("RGB"))).permute(2, 0, 1) for p in paths])
             / 255
         )
 
-    codec = registry.create("kakaiya-codec-d2")
+    codec: Any = registry.create("kakaiya-codec-d2")
     pca_init(codec, load("train", 12))
     frames = load("val", 10)
     with torch.no_grad():

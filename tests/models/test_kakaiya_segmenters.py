@@ -73,7 +73,7 @@ def test_auxiliary_logits_only_in_training(latent: Any) -> None:
 
 def test_dilations_and_strides() -> None:
     with torch.device("meta"):
-        stages = [resnet.layer1(), resnet.layer2(), resnet.layer3(), resnet.layer4()]
+        stages: Any = [resnet.layer1(), resnet.layer2(), resnet.layer3(), resnet.layer4()]
     found = [[(block.conv2.dilation[0], block.conv2.stride[0]) for block in stage] for stage in stages]
     assert found == [
         [(1, 1)] * 3,

@@ -127,8 +127,8 @@ def test_confusion_by_brute_force(ignore: int | None, dtype: type) -> None:
     cm = ConfusionMatrix(classes, ignore)
     sets: dict[str, list[set[tuple[int, int]]]] = {k: [set() for _ in range(classes)] for k in ("truth", "guess")}
     for image in range(3):
-        truth = rng.integers(0, classes - 1, (7, 11)).astype(dtype)  # the last class never appears in the labels
-        guess = rng.integers(0, classes, (7, 11)).astype(dtype)
+        truth: Any = rng.integers(0, classes - 1, (7, 11)).astype(dtype)  # the last class never appears in the labels
+        guess: Any = rng.integers(0, classes, (7, 11)).astype(dtype)
         if ignore is not None:
             truth[rng.random(truth.shape) < 0.2] = ignore
         cm.update(truth, guess)
