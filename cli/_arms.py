@@ -36,6 +36,7 @@ from . import _common
 from ._picture import side_by_side
 
 CHUNK = 10  # frames between turns: short against any slow drift of the machine, long against the cost of cold caches
+JPEG_TRIALS = 3  # frames of a chunk on which the JPEG quality of the codec's size is looked for
 FILES = ("demo.lseg", "side-by-side.png", "overlay.mp4")
 
 
@@ -63,7 +64,7 @@ class Result:
     arms: list[ArmResult]
     sender: dict[str, float]
     arms_agree: float
-    jpeg_quality: int
+    jpeg_quality: tuple[int, int]  # lowest and highest
     jpeg_reached: bool
 
     def record(self) -> dict[str, Any]:
@@ -98,12 +99,12 @@ class Sender:
     def __init__(self, compressor: Compressor, writer: Writer) -> None:
         self.codec, self.jpeg = Sent([], []), Sent([], [])
         self.seconds = {"compress": 0.0, "entropy_encode": 0.0}
-        self.match: jpeg.Match | None = None
+        self.matches: list[jpeg.Match] = []
         self._compressor, self._writer = compressor, writer
 
     def send(self, frames: list[SourceFrame]) -> None:
-        """A chunk of frames. The first one fixes the JPEG quality: that whose size is nearest to the codec's there."""
-        if self.match is None:
+        """A chunk of frames, the JPEGs at the one quality whose size is nearest to the codec's on this chunk."""
+        if not self.matches:
             self._compressor.encode(frames[0].rgb[None], self._writer.header)  # the first call pays for allocations
         for frame in frames:
             begin = time.perf_counter()
@@ -114,10 +115,11 @@ class Sender:
             self.seconds["entropy_encode"] += time.perf_counter() - middle
             self.codec.payloads.append(payload)
             self.codec.sizes.append(self._writer.write(payload, frame.timestamp_us))
-        if self.match is None:
-            self.match = jpeg.nearest_quality([f.rgb for f in frames], sum(self.codec.sizes) / len(frames))
+        trials = [frame.rgb for frame in frames[:: max(1, len(frames) // JPEG_TRIALS)]]
+        match = jpeg.nearest_quality(trials, sum(self.codec.sizes[-len(frames) :]) / len(frames))
+        self.matches.append(match)
         for frame in frames:
-            data = jpeg.encode(frame.rgb, self.match.quality, optimise=self.match.optimise)
+            data = jpeg.encode(frame.rgb, match.quality, optimise=match.optimise)
             self.jpeg.payloads.append(data)
             self.jpeg.sizes.append(len(data))
 
@@ -211,9 +213,10 @@ class _Tally:
 
     def result(self, sender: Sender, size: tuple[int, int], threads: int) -> Result:
         """Everything as means over the frames seen so far."""
-        if sender.match is None or not self.frames:
+        if not self.frames:
             raise InputError("the source gave no frame")
         height, width = size
+        qualities = [match.quality for match in sender.matches]
         arms = []
         for arm, clock, seconds, agreement in zip(
             self._arms, self._clocks, self._seconds, self._agreement, strict=True
@@ -238,8 +241,8 @@ class _Tally:
             arms=arms,
             sender={stage: 1e3 * seconds / self.frames for stage, seconds in sender.seconds.items()},
             arms_agree=self._arms_agree / self.frames,
-            jpeg_quality=sender.match.quality,
-            jpeg_reached=sender.match.reached,
+            jpeg_quality=(min(qualities), max(qualities)),
+            jpeg_reached=all(match.reached for match in sender.matches),
         )
 
 

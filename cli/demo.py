@@ -89,6 +89,8 @@ def shipped_clip() -> Path:
 
 def text(result: Result) -> str:
     """The table for people, with what stands around it."""
+    from ._arms import CHUNK
+
     head = ["arm", "ms/frame", "entropy", "decode", "segment", "fps", "bytes/frame", "bpp", "vs RGB24", "agreement"]
     rows = [head]
     for arm in result.arms:
@@ -115,8 +117,9 @@ def text(result: Result) -> str:
         f"{first.name} against {second.name}: {second.milliseconds / first.milliseconds:.2f} times as fast, "
         f"same label on {100 * result.arms_agree:.1f} % of pixels",
     ]
-    if not result.jpeg_reached:
-        lines.append(f"no JPEG is as small as the codec's bytes: quality {result.jpeg_quality} is the nearest")
+    low, high = result.jpeg_quality
+    beyond = "" if result.jpeg_reached else ", where even quality 1 takes more than the codec"
+    lines.append(f"jpeg: quality {low} to {high}, chosen for the codec's size every {CHUNK} frames{beyond}")
     return "\n".join(lines)
 
 
