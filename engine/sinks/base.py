@@ -62,10 +62,12 @@ class Sink(ABC):
         """Write one frame's result."""
         if self._closed:
             raise UsageError(f"{self.name} is closed")
-        self._failed = True
-        with writing(self.name):
-            self._write(result)
-        self._failed = False
+        try:
+            with writing(self.name):
+                self._write(result)
+        except Exception:  # Ctrl-C is no failure: the output is finished as usual
+            self._failed = True
+            raise
         self.frames += 1
 
     def close(self) -> None:

@@ -43,15 +43,17 @@ class LabelPngSink(Sink):
 
         image = Image.fromarray(result.labels)
         image.putpalette(self._palette)
-        # Made in memory and written at once: a full disk leaves no cut file behind.
         buffer = io.BytesIO()
         image.save(buffer, "PNG", compress_level=1)
         path = self._folder / f"{result.index:06d}.png"
+        # Named when it is whole: neither a full disk nor Ctrl-C in the middle of a write leaves a cut PNG behind.
+        partial = path.with_suffix(".png.partial")
         try:
-            path.write_bytes(buffer.getbuffer())
-        except OSError:
+            partial.write_bytes(buffer.getbuffer())
+            partial.replace(path)
+        except BaseException:
             with suppress(OSError):
-                path.unlink()
+                partial.unlink()
             raise
 
     def _close(self) -> None:

@@ -121,19 +121,25 @@ def test_label_pngs(tmp_path: Path, height: int, width: int) -> None:
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colors[r.labels])
 
 
-def test_label_png_on_a_full_disk_leaves_no_cut_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(OSError(errno.ENOSPC, "No space left on device"), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_label_png_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, expected: type[BaseException]
+) -> None:
     sink = LabelPngSink(tmp_path / "labels", CLASSES)
     sink.write(result(0))
 
-    def full(self: Path, data: Any) -> int:
-        self.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(self: Path, data: Any) -> int:
+        with self.open("wb") as file:
+            file.write(data[:20])
+        raise raised
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OutputError, match="No space left") as caught:
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(expected):
         sink.write(result(1))
     sink.close()
-    assert caught.value.exit_code == 7
     assert [p.name for p in (tmp_path / "labels").iterdir()] == ["000000.png"]
     assert sink.frames == 1
 
