@@ -140,10 +140,10 @@ def test_quantize_is_float2int(mode: str, dtype: str, tmp_path: Path) -> None:
     symbols, floats = np.load(tmp_path / "out.npy"), np.load(tmp_path / "float.npy")
     for latent, found, dequantised in zip(stack.astype(np.float32), symbols, floats, strict=True):
         axes = (1, 2) if mode == "channel" else None
-        lo: np.ndarray = np.float32(-4) if mode == "fixed" else latent.min(axes)
-        hi: np.ndarray = np.float32(4) if mode == "fixed" else latent.max(axes)
+        lo = np.asarray(-4 if mode == "fixed" else latent.min(axes), np.float32)
+        hi = np.asarray(4 if mode == "fixed" else latent.max(axes), np.float32)
         np.testing.assert_array_equal(found, float2int.quantize(latent, 8, lo, hi, implementation="numpy"))
-        step = (np.asarray(hi) - lo).max() / 255
+        step = (hi - lo).max() / 255
         inside = np.clip(latent, -4, 4) if mode == "fixed" else latent
         assert np.abs(dequantised - inside).max() <= 0.51 * step
 
