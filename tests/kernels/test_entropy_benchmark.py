@@ -44,7 +44,7 @@ def test_table(symbols: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_coder_that_loses_symbols_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark.entropy, "decode_latent", lambda payload, header, out, *rest: out.fill(0))
+    monkeypatch.setattr("latentseg.kernels.entropy.decode_latent", lambda payload, header, out, *rest: out.fill(0))
     with pytest.raises(VerificationError, match="did not come back"):
         benchmark.measure(np.ones((1, 2, 3), np.uint8), "numpy", 4096, 1, 3, 0.01)
 
