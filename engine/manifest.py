@@ -27,7 +27,7 @@ ROLES: dict[str, str] = {
     "segmenter": "latent -> labels",
     "rgb_segmenter": "frames -> labels",
 }
-REQUIRED_ROLES = ("compressor", "segmenter")
+REQUIRED_ROLES = ("compressor",)  # a codec alone can encode; what needs another role says so
 
 _MAX_MANIFEST_BYTES = 4 << 20
 _MAX_CHANNELS = 4096

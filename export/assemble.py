@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bitstream import Scaling
+from ..bitstream import Scaling, StreamHeader
 from ..engine.bundle import Bundle, ClassInfo, CodecSpec, write_bundle
 from ..errors import ArtifactError, UsageError
 from ..models import registry
@@ -30,6 +30,7 @@ def export_bundle(
     classes: ClassSet | None = None,
     frames: NDArray[np.uint8] | None = None,
     size: tuple[int, int] = (360, 480),
+    largest: tuple[int, int] = (1080, 1920),
     scores: Mapping[str, Any] | None = None,
     description: str = "",
     dictionary: str = "channel",
@@ -38,8 +39,8 @@ def export_bundle(
     """Export, verify, and only then write a bundle.
 
     codec: gives compressor and decompressor. segmenter: trained on this codec's latents. classes: of the segmenters.
-    frames: real frames uint8 (N, H, W, 3) to verify on; synthetic noise without. size: the usual frame (height, width).
-    Verification runs at one stride by one stride, at `size` and at 1080x1920, in batches of 1, 2 and 1.
+    frames: real frames uint8 (N, H, W, 3) to verify on; noise without. size, largest: the usual and the largest frame
+    (height, width). Verification runs at one stride by one stride, at `size` and at `largest`, in batches of 1, 2 and 1.
 
     Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
     """
@@ -77,7 +78,7 @@ def export_bundle(
 
     with tempfile.TemporaryDirectory() as folder:
         models = [export_role(role, g, Path(folder) / f"{role}.onnx", channels, stride) for role, g in graphs.items()]
-        verification = _verify(models, spec, frames, size)
+        verification = _verify(models, spec, frames, size, largest)
         parts = {"codec": codec, "segmenter": segmenter, "rgb_segmenter": rgb_segmenter}
         return write_bundle(
             out,
@@ -94,29 +95,30 @@ def export_bundle(
 
 
 def _verify(
-    models: Sequence[Exported], spec: CodecSpec, frames: NDArray[np.uint8] | None, size: tuple[int, int]
+    models: Sequence[Exported],
+    spec: CodecSpec,
+    frames: NDArray[np.uint8] | None,
+    size: tuple[int, int],
+    largest: tuple[int, int],
 ) -> dict[str, Any]:
-    from ..bitstream import StreamHeader
-
     s = spec.stride
-    usual = (-(-size[0] // s) * s, -(-size[1] // s) * s)
+    usual, large = (tuple(-(-side // s) * s for side in sides) for sides in (size, largest))
     header = StreamHeader(
         codec_id=spec.id,
         latent_shape=(spec.channels, usual[0] // s, usual[1] // s),
         bits=spec.bits,
         scaling=spec.scaling,
-        source_size=usual,
+        source_size=(usual[0], usual[1]),
         frame_rate=(0, 1),
         dictionary=spec.dictionary,
     )
-    largest = (-(-1080 // s) * s, -(-1920 // s) * s)
-    shapes = [(1, s, s), (2, *usual), (1, *largest)]
+    shapes = [(1, s, s), (2, usual[0], usual[1]), (1, large[0], large[1])]
     found = verify_export(models, header, shapes, frames)
     compressor = next(m for m in models if m.role == "compressor")
     import torch
 
     with torch.no_grad():
-        latents = compressor.graph(compressor.example(2, *usual)).numpy()
+        latents = compressor.graph(compressor.example(2, usual[0], usual[1])).numpy()
     return {
         "opset": OPSET,
         "torch": torch.__version__,

@@ -51,7 +51,8 @@ class PatchTransform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.exit(F.relu(self.units(F.relu(self.entry(x)))))
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device, on which costs are counted, knows no autocast.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             return self.linear(x.float()) + branch.float()
 
 
