@@ -20,7 +20,9 @@ HELP = "turn checkpoints into ONNX files and a bundle"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--codec", required=True, type=Path, metavar="RUN", help="a codec's run, or its model.safetensors")
+    parser.add_argument(
+        "--codec", required=True, type=Path, metavar="RUN", help="a codec's run, or its model.safetensors"
+    )
     parser.add_argument("--segmenter", type=Path, metavar="RUN", help="the latent segmenter trained on this codec")
     parser.add_argument("--rgb-segmenter", type=Path, metavar="RUN", help="the RGB segmenter to compare with")
     parser.add_argument("--layout", default="camvid", help="whose classes: camvid or cityscapes (default: %(default)s)")

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     codec.add_argument(
         "--target-bpp", type=float, metavar="BPP",
-        help="rate of the codec's own rate model that training steers to, averaged over the training crops (compact-codec)",
+        help="rate that training steers to: compact-codec's own rate model, averaged over the training crops",
     )  # fmt: skip
     codec.add_argument(
         "--channels", type=_common.positive, metavar="C", help="latent channels of compact-codec (default: 32)"

@@ -1,8 +1,8 @@
 """Check that a bundle computes on this machine what it computed where it was exported.
 
 Hashes, shapes and types at the smallest, a usual and a large frame, NaN, a batch against its frames one by one, symbols
-exact through the coder (native against NumPy), and the outputs that torch recorded at export. Needs no torch. Exit code 5
-when a check fails, 4 when a file was changed.
+exact through the coder (native against NumPy), and the outputs that torch recorded at export. Needs no torch.
+Exit code 5 when a check fails, 4 when a file was changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ HELP = "check that a bundle computes what it should on this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", default=_common.DEFAULT_BUNDLE, metavar="NAME|DIR", help="default: %(default)s")
+    parser.add_argument(
+        "bundle", nargs="?", default=_common.DEFAULT_BUNDLE, metavar="NAME|DIR", help="default: %(default)s"
+    )
     parser.add_argument(
         "--backend", default="onnxruntime", metavar="NAME", help="what runs the networks (default: %(default)s)"
     )
@@ -32,5 +34,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         reference = found["reference"]
         differ = ", ".join(f"{k} {v:.3%}" for k, v in reference.items()) if isinstance(reference, dict) else reference
-        print(f"{found['bundle']}: verified on {found['backend']} at {len(found['sizes'])} sizes; against torch: {differ}")
+        print(
+            f"{found['bundle']}: verified on {found['backend']} at {len(found['sizes'])} sizes; against torch: {differ}"
+        )
     return 0

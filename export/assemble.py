@@ -40,7 +40,7 @@ def export_bundle(
 
     codec: gives compressor and decompressor. segmenter: trained on this codec's latents. classes: of the segmenters.
     frames: real frames uint8 (N, H, W, 3) to verify on; noise without. size, largest: the usual and the largest frame
-    (height, width). Verification runs at one stride by one stride, at `size` and at `largest`, in batches of 1, 2 and 1.
+    (height, width). Verification runs at one stride by one stride, at `size` and at `largest`, batches of 1, 2 and 1.
 
     Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
     """
@@ -50,7 +50,7 @@ def export_bundle(
         trained_on = segmenter.facts["settings"]["codec"]
         if trained_on != codec.content_id:
             raise ArtifactError(
-                f"the segmenter was trained on the latents of codec {trained_on[:16]}, this codec is {codec.content_id[:16]}",
+                f"the segmenter was trained on the latents of codec {trained_on[:16]}, found {codec.content_id[:16]}",
                 hint="give the codec that the segmenter was trained with",
             )
     net = codec.build()

@@ -42,7 +42,8 @@ class DecompressorGraph(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         rgb = self.decompressor(latent).clamp(0.0, 1.0)  # type: ignore[operator]
-        return (rgb * 255.0 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
+        frames: Tensor = (rgb * 255.0 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
+        return frames
 
 
 class LabelsGraph(nn.Module):

@@ -109,7 +109,10 @@ def _compare(
         _limit(where, "symbols differ", float((difference > 0).mean()), MAX_SYMBOL_SHARE)
         if difference.max(initial=0) > 1:
             raise VerificationError(f"{where}: a symbol differs by {difference.max()} levels, expected at most 1")
-        return {"symbols_differ": float((difference > 0).mean()), "max_latent_error": float(np.abs(actual - expected).max())}
+        return {
+            "symbols_differ": float((difference > 0).mean()),
+            "max_latent_error": float(np.abs(actual - expected).max()),
+        }
     difference = np.abs(actual.astype(np.int16) - expected)
     share = float((difference > 0).mean())
     if role == "decompressor":
@@ -161,7 +164,7 @@ def verify_entropy(latents: NDArray[np.float32], header: StreamHeader) -> dict[s
 
 
 def synthetic_frames(count: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Frames uint8 (N, H, W, 3) by integer arithmetic alone, so that every machine makes the same: ramps and stripes."""
+    """Frames uint8 (N, H, W, 3) of ramps and stripes, by integer arithmetic: every machine makes the same."""
     n, y, x, c = np.ogrid[:count, :height, :width, :3]
     ramp = (y * 3 + x * (c + 1) + n * 40) // 4
     stripes = ((x // 7 + y // 11 + n) % 3) * 50 * (c + 1) // 2
@@ -182,14 +185,16 @@ def unpack_array(text: str, shape: Sequence[int]) -> NDArray[np.uint8]:
     try:
         raw = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), expected + 1)
     except (ValueError, zlib.error) as error:
-        raise ArtifactError(f"the manifest's reference cannot be read: {error}", hint="export the bundle again") from None
+        raise ArtifactError(
+            f"the manifest's reference cannot be read: {error}", hint="export the bundle again"
+        ) from None
     if len(raw) != expected:
         raise ArtifactError(f"the manifest's reference has {len(raw)} values, expected {expected}")
     return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
 def make_reference(models: Sequence[Exported], header: StreamHeader) -> dict[str, Any]:
-    """What the torch networks make of `synthetic_frames`: kept in the manifest, so that `verify_bundle` needs no torch."""
+    """What torch makes of `synthetic_frames`: kept in the manifest, so that `verify_bundle` needs no torch."""
     import torch
 
     graphs = {m.role: m.graph for m in models}
@@ -212,7 +217,9 @@ def _received(z: NDArray[np.float32], header: StreamHeader) -> NDArray[np.float3
 
 
 def verify_bundle(
-    bundle: Bundle, backend: str = "onnxruntime", sizes: Sequence[tuple[int, int, int]] = ((1, 1, 1), (2, 360, 480), (1, 1080, 1920))
+    bundle: Bundle,
+    backend: str = "onnxruntime",
+    sizes: Sequence[tuple[int, int, int]] = ((1, 1, 1), (2, 360, 480), (1, 1080, 1920)),
 ) -> dict[str, Any]:
     """Check every model of a bundle on this machine; needs no torch.
 

@@ -30,7 +30,8 @@ class ResidualUnit(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(x)))
+        y: Tensor = x + self.conv2(F.relu(self.conv1(x)))
+        return y
 
 
 class PatchTransform(nn.Module):
@@ -53,7 +54,8 @@ class PatchTransform(nn.Module):
         branch = self.exit(F.relu(self.units(F.relu(self.entry(x)))))
         # The meta device, on which costs are counted, knows no autocast.
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            return self.linear(x.float()) + branch.float()
+            y: Tensor = self.linear(x.float()) + branch.float()
+        return y
 
 
 class Gain(nn.Module):

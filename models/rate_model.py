@@ -35,7 +35,7 @@ class LaplaceRateModel(nn.Module):
         self.weight2 = nn.Parameter(torch.full((channels, 1, 1), -1.5 / SPEED))
 
     def bits(self, z: Tensor) -> Tensor:
-        """Bits of every symbol: float32 (N, C, h, w) of integers (straight-through while training) to the same shape."""
+        """Bits of every symbol: float32 (N, C, h, w) of integers (straight-through in training), same shape out."""
         error = z - torch.sigmoid(SPEED * self.mean_logit) * F.pad(z, (1, 0))[..., :-1]
         # Both tails are written with the distance from the mean, so that nothing cancels far out.
         distance = error.abs()

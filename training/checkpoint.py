@@ -76,11 +76,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot read checkpoint {path}: {error}") from None
     if text.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is not a latentseg checkpoint: found format {text.get('format')!r}, expected {FORMAT!r}")
+        raise ArtifactError(
+            f"{path} is not a latentseg checkpoint: found format {text.get('format')!r}, expected {FORMAT!r}"
+        )
     return tensors, {k: json.loads(v) for k, v in text.items() if k != "format"}
 
 
-def save_weights(path: Path, network: str, options: dict[str, Any], tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def save_weights(
+    path: Path, network: str, options: dict[str, Any], tensors: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
     """Write a trained network."""
     save(path, tensors, {"network": network, "options": options, "facts": facts})
 

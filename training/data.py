@@ -154,7 +154,8 @@ def read_label(path: Path, classes: ClassSet) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             if image.mode not in {"L", "P"}:
                 raise InputError(f"{path}: a label image has one 8-bit channel, found mode {image.mode}")
-            return classes.mapping[np.asarray(image)]
+            label: NDArray[np.uint8] = classes.mapping[np.asarray(image)]
+            return label
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"cannot read label {path}: {error}") from None
 

@@ -39,7 +39,9 @@ def to_frame(x: Tensor, height: int, width: int) -> Frame:
     return np.ascontiguousarray(rgb.permute(1, 2, 0).numpy())
 
 
-def stream_header(codec: nn.Module, latent_shape: Sequence[int], size: tuple[int, int], dictionary: str) -> StreamHeader:
+def stream_header(
+    codec: nn.Module, latent_shape: Sequence[int], size: tuple[int, int], dictionary: str
+) -> StreamHeader:
     """Header of a stream of one codec's frames, unnamed (it is only measured)."""
     c, h, w = latent_shape
     return StreamHeader(
@@ -68,8 +70,8 @@ def evaluate_codec(
 ) -> dict[str, Any]:
     """Rate and distortion of a codec over frames RGB uint8 (H, W, 3).
 
-    Returns means over frames of PSNR (dB) and SSIM of the decoded 8-bit frames, bpp and compression factor (against 24-bit
-    RGB) of the frames' payloads with their framing, and `rate_model_bpp` where the codec has a rate model.
+    Returns means over frames of PSNR (dB) and SSIM of the decoded 8-bit frames, bpp and compression factor (against
+    24-bit RGB) of the payloads with their framing, and `rate_model_bpp` where the codec has a rate model.
     """
     codec.eval()
     rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "bpp": [], "rate_model_bpp": []}

@@ -101,7 +101,9 @@ class Run:
     def _restore(self) -> None:
         tensors, metadata = checkpoint.load(self.state_path)
         if metadata["settings"] != json.loads(json.dumps(self.settings)):
-            differing = [k for k in self.settings if json.loads(json.dumps(self.settings[k])) != metadata["settings"].get(k)]
+            differing = [
+                k for k in self.settings if json.loads(json.dumps(self.settings[k])) != metadata["settings"].get(k)
+            ]
             raise ArtifactError(
                 f"the run in {self.folder} was started with other settings: {', '.join(differing) or 'fewer or more'}",
                 hint="repeat the options of the first call (see its log.jsonl), or choose another --out",
@@ -150,7 +152,8 @@ class Run:
                 loss, figures = losses(self.step)
                 if not torch.isfinite(loss):
                     raise ArtifactError(
-                        f"the loss is {loss.item()} at step {self.step}", hint="lower --lr; --resume goes back one interval"
+                        f"the loss is {loss.item()} at step {self.step}",
+                        hint="lower --lr; --resume goes back one interval",
                     )
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -166,7 +169,11 @@ class Run:
                     bar.set_postfix({k: f"{v / count:.4g}" for k, v in sums.items()}, refresh=False)
                 if self.step % self.config.interval == 0 or self.step == self.config.steps:
                     self.seconds = time.perf_counter() - started
-                    row = {"step": self.step, "seconds": round(self.seconds, 1), "lr": learning_rate(self.config, self.step)}
+                    row = {
+                        "step": self.step,
+                        "seconds": round(self.seconds, 1),
+                        "lr": learning_rate(self.config, self.step),
+                    }
                     log.write(json.dumps(row | {k: v / count for k, v in sums.items()}) + "\n")
                     log.flush()
                     self.save_state()

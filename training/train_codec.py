@@ -43,14 +43,14 @@ def sample_patches(frames: Sequence[NDArray[np.uint8]], side: int, count: int, s
     rng = np.random.default_rng(seed)
     out = torch.empty(count, 3, side, side)
     for index in range(count):
-        frame = frames[rng.integers(len(frames))]
+        frame = frames[int(rng.integers(len(frames)))]
         top, left = rng.integers(frame.shape[0] - side + 1), rng.integers(frame.shape[1] - side + 1)
         out[index] = to_float(frame[top : top + side, left : left + side])
     return out
 
 
 def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: CodecConfig, seed: int) -> None:
-    """Data-dependent PCA start of either codec family: 8x8 patches for ours, a hierarchy of 2x2 ones for the paper's."""
+    """Data-dependent PCA start: of 8x8 patches for our codec, a hierarchy of 2x2 ones for the paper's."""
     if config.target_bpp is not None:
         patches = sample_patches(frames, 8, config.pca_patches // 10, seed)
         # The quantisation step that a transform code would use at this rate, within a factor of about two.
@@ -108,7 +108,10 @@ def train_codec(
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = step_rng(loop.seed, step)
         x = torch.stack(
-            [random_patch(frames[rng.integers(len(frames))], config.patch, rng, config.scales) for _ in range(config.batch)]
+            [
+                random_patch(frames[int(rng.integers(len(frames)))], config.patch, rng, config.scales)
+                for _ in range(config.batch)
+            ]
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
             z = codec.compress(x)  # type: ignore[operator]

@@ -77,7 +77,8 @@ def requantise(z: Tensor, bits: int, scaling: tuple[str, float, float]) -> Tenso
     levels = 2**bits - 1
     span = hi - lo
     q = ((z - lo) * torch.where(span > 0, levels / span, torch.zeros_like(span))).round().clamp(0, levels)
-    return q * (span / levels) + lo
+    received: Tensor = q * (span / levels) + lo
+    return received
 
 
 def train_segmenter(
@@ -133,7 +134,7 @@ def train_segmenter(
         rng = step_rng(loop.seed, step)
         views = []
         for _ in range(config.batch):
-            index = rng.integers(len(images))
+            index = int(rng.integers(len(images)))
             views.append(random_view(images[index], labels[index], config.size, rng, config.scales, config.jitter))
         x = torch.stack([view for view, _ in views])
         target = torch.stack([label for _, label in views])

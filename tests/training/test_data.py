@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from latentseg.errors import InputError, UsageError
 from latentseg.training import data
-from PIL import Image
 
 
 def write(path: Path, array: np.ndarray) -> None:
@@ -33,7 +34,7 @@ def test_cityscapes_ids_become_train_ids(cityscapes: Path) -> None:
     assert [p.image.parent.name for p in pairs] == ["aachen", "zurich"]
     images, labels = data.read_pairs(pairs, classes)
     assert images[1].shape == (4, 6, 3)
-    # From the published table: road 7 -> 0, building 11 -> 2, car 26 -> 13, train 31 -> 16, bicycle 33 -> 18, rider 25 -> 12.
+    # From the published table: road 7 -> 0, building 11 -> 2, rider 25 -> 12, car 26 -> 13, train 31 -> 16
     assert labels[0][0].tolist() == [255, 255, 2, 18, 16, 12]
     assert set(labels[0][1:].ravel()) == {0}
     assert set(labels[1][1:].ravel()) == {13}
@@ -43,7 +44,7 @@ def test_cityscapes_ids_become_train_ids(cityscapes: Path) -> None:
 
 def test_cityscapes_missing_label(cityscapes: Path) -> None:
     next((cityscapes / "gtFine/train/zurich").iterdir()).unlink()
-    with pytest.raises(InputError, match="zurich.*labelIds"):
+    with pytest.raises(InputError, match=r"zurich.*labelIds"):
         data.labelled("cityscapes", cityscapes, "train")
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from latentseg.errors import ArtifactError, InputError, UsageError
 from latentseg.training import checkpoint
 from latentseg.training.loop import LoopConfig, learning_rate, step_rng
 from latentseg.training.train_codec import CodecConfig, train_codec
 from latentseg.training.train_segmenter import SegmenterConfig, class_weights, requantise, train_segmenter
-from numpy.typing import NDArray
 
 TINY = {"channels": 4, "width": 8, "encoder_units": 1, "decoder_units": 1}
 CODEC = CodecConfig(target_bpp=0.5, patch=32, batch=2, pca_patches=4000)
@@ -28,7 +29,9 @@ def loop(steps: int, **changes: object) -> LoopConfig:
 def frames(count: int, height: int = 40, width: int = 56) -> list[NDArray[np.uint8]]:
     """Smooth frames with a moving edge."""
     y, x = np.mgrid[:height, :width]
-    return [np.stack([(x * 3 + 9 * i) % 256, (y * 5) % 256, 255 * (x > 10 + i)], -1).astype(np.uint8) for i in range(count)]
+    return [
+        np.stack([(x * 3 + 9 * i) % 256, (y * 5) % 256, 255 * (x > 10 + i)], -1).astype(np.uint8) for i in range(count)
+    ]
 
 
 def labels(count: int) -> list[NDArray[np.uint8]]:
@@ -88,7 +91,9 @@ def test_target_rate_steers_the_distortion_weight(tmp_path: Path) -> None:
     for target in (0.2, 1.5):
         config = CodecConfig(target_bpp=target, patch=32, batch=2, pca_patches=4000)
         out = tmp_path / str(target)
-        train_codec("compact-codec", frames(4), out, config, loop(40, interval=20, lr=2e-3), options=TINY, progress=False)
+        train_codec(
+            "compact-codec", frames(4), out, config, loop(40, interval=20, lr=2e-3), options=TINY, progress=False
+        )
         rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         last[target] = rows[-1]
     assert last[0.2]["bpp"] < last[1.5]["bpp"]
