@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=_common.positive, nargs=2, default=(360, 480), metavar=("H", "W"),
         help="the usual frame size, for verification (default: 360 480)",
     )  # fmt: skip
+    parser.add_argument(
+        "--largest", type=_common.positive, nargs=2, default=(1080, 1920), metavar=("H", "W"),
+        help="the largest frame size to verify (default: 1080 1920)",
+    )  # fmt: skip
     parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON file of scores to put into the manifest")
     parser.add_argument("--dictionary", choices=("frame", "channel"), default="channel", help="default: %(default)s")
     parser.add_argument("--name", help="the bundle's name (default: the folder's)")
@@ -64,10 +68,20 @@ def run(args: argparse.Namespace) -> int:
     frames = np.stack(read_frames(Path(args.frames), limit=4)) if args.frames else None
     classes = LAYOUTS[args.layout][0]() if segmenter or rgb else None
     bundle = export_bundle(
-        args.out, args.name or args.out.resolve().name, codec, segmenter=segmenter, rgb_segmenter=rgb, classes=classes,
-        frames=frames, size=tuple(args.size), scores=scores, description=args.description, dictionary=args.dictionary,
+        args.out,
+        args.name or args.out.resolve().name,
+        codec,
+        segmenter=segmenter,
+        rgb_segmenter=rgb,
+        classes=classes,
+        frames=frames,
+        size=tuple(args.size),
+        largest=tuple(args.largest),
+        scores=scores,
+        description=args.description,
+        dictionary=args.dictionary,
         overwrite=args.overwrite,
-    )  # fmt: skip
+    )
     if args.json:
         _common.emit({"bundle": str(bundle.path), "verification": bundle.manifest["verification"]})
     _common.note(args, f"wrote {bundle.path}: {', '.join(bundle.roles)}, verified")

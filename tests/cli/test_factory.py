@@ -1,0 +1,126 @@
+"""train, eval, export and verify as a user types them, on a tiny data set in CamVid's layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentseg.cli import main
+
+LOOP = ["--steps", "2", "--batch", "2", "--interval", "1", "--warmup", "1", "--threads", "1", "-q"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set of three 40x48 frames, and three runs: codec, latent and RGB segmenter."""
+    root = tmp_path_factory.mktemp("factory")
+    lines = []
+    for index in range(3):
+        y, x = np.mgrid[:40, :48]
+        label = ((x + 5 * index) // 12 % 4).astype(np.uint8)
+        frame = np.stack([label * 60, 255 - label * 60, (y * 6) % 256], -1).astype(np.uint8)
+        for folder, array in (("train", frame), ("trainannot", label)):
+            (root / "data" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / "data" / folder / f"{index}.png")
+        lines.append(f"train/{index}.png trainannot/{index}.png\n")
+    (root / "data" / "train.txt").write_text("".join(lines))
+    data = ["--data", str(root / "data"), "--size", "40", "48"]
+    codec, latent, rgb = (str(root / name) for name in ("codec", "latent", "rgb"))
+    frames = str(root / "data" / "train")
+    argv = ["train", "codec", "--frames", frames, "--target-bpp", "0.5", "--patch", "32", "--out", codec, *LOOP]
+    assert main(argv) == 0
+    assert main(["train", "segmenter", "--codec", codec, *data, "--out", latent, *LOOP]) == 0
+    assert main(["train", "segmenter", "--network", "compact-rgb", *data, "--out", rgb, *LOOP]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def bundle(work: Path) -> Path:
+    out = work / "bundle"
+    (work / "scores.json").write_text('{"miou": 0.25}')
+    argv = ["export", "--codec", str(work / "codec"), "--segmenter", str(work / "latent"), "--rgb-segmenter"]
+    argv += [str(work / "rgb"), "--frames", str(work / "data" / "train"), "--size", "40", "48", "--largest", "48", "64"]
+    assert main([*argv, "--scores", str(work / "scores.json"), "-o", str(out), "-q"]) == 0
+    return out
+
+
+def scores(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
+    capsys.readouterr()
+    assert main([*argv, "--json", "-q"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_eval_codec(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = scores(capsys, "eval", "codec", str(work / "codec"), "--frames", str(work / "data" / "train"))
+    assert found["frames"] == 3
+    assert found["compression_factor"] == pytest.approx(24 / found["bpp"])
+    assert found["rate_model_bpp"] > 0
+    assert 5 < found["psnr"] < 60
+
+
+def test_eval_segmenter(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(work / "data"), "--split", "train"]
+    latent = scores(capsys, "eval", "segmenter", str(work / "latent"), "--codec", str(work / "codec"), *data)
+    assert latent["frames"] == 3
+    assert 0 <= latent["miou"] <= 1
+    assert set(latent["iou"]) >= {"pole", "sign_symbol"}
+    decoded = ["--decoded-by", str(work / "codec"), *data]
+    assert scores(capsys, "eval", "segmenter", str(work / "rgb"), *decoded)["frames"] == 3
+    assert main(["eval", "segmenter", str(work / "rgb"), *data, "--floor", "0.99", "-q"]) == 5
+    assert "below the floor" in capsys.readouterr().err
+
+
+def test_eval_refuses_what_does_not_fit(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(work / "data"), "--split", "train", "-q"]
+    assert main(["eval", "segmenter", str(work / "latent"), *data]) == 2
+    assert "--codec" in capsys.readouterr().err
+    assert main(["eval", "codec", str(work / "rgb"), "--frames", str(work / "data")]) == 4
+    assert main(["eval", "codec", str(work / "nowhere"), "--frames", str(work / "data")]) == 3
+    assert main(["eval", "segmenter", str(work / "rgb"), "--data", str(work / "data"), "--split", "test"]) == 3
+
+
+def test_train_again_needs_resume(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["train", "codec", "--frames", str(work / "data" / "train"), "--target-bpp", "0.5", "--patch", "32"]
+    argv += ["--out", str(work / "codec"), *LOOP]
+    assert main(argv) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*argv, "--resume"]) == 0
+    assert main(["train", "codec", "--frames", str(work / "none"), "--out", str(work / "x"), *LOOP]) == 3
+
+
+def test_export_then_verify_and_run(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["scores"] == {"miou": 0.25}
+    assert manifest["verification"]["real_frames"] == 3
+    found = scores(capsys, "verify", str(bundle))
+    assert found["reference"]["symbols_differ"] <= 2e-3
+    stream = work / "x.lseg"
+    assert main(["encode", str(work / "data" / "train"), "--bundle", str(bundle), "-o", str(stream), "-q"]) == 0
+    # The bpp of `eval` is the one of the stream that the deployed compressor writes (a header copy is 100 bytes).
+    evaluated = scores(capsys, "eval", "codec", str(work / "codec"), "--frames", str(work / "data" / "train"))
+    assert (stream.stat().st_size - 200) * 8 / (3 * 40 * 48) == pytest.approx(evaluated["bpp"], rel=0.02)
+    assert main(["run", str(stream), "--bundle", str(bundle), "-q"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["type"] for r in rows].count("frame") == 3
+
+
+def test_export_does_not_overwrite(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--codec", str(work / "codec"), "-o", str(bundle)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_verify_catches_a_changed_file(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    file = copy / "segmenter.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert main(["verify", str(copy)]) == 4
+    assert "was changed" in capsys.readouterr().err
