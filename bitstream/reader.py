@@ -134,7 +134,9 @@ class Reader:
                     found = unpack_frame_header(bytes(self._buffer[at : at + FRAME_HEADER_BYTES]))
                     if found is not None:
                         break
-                at += 1
+                # Dropped one by one: what only looks like markers may never end, and must not pile up.
+                self._drop(at + 1)
+                at = 0
             else:
                 # A marker may straddle what is here and what comes.
                 keep = min(len(MARKER) - 1, len(self._buffer))

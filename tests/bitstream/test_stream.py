@@ -255,3 +255,28 @@ def test_frame_header_layout() -> None:
     assert (marker, index, time, size) == (MARKER, 2, 80_000, len(PAYLOADS[2]))
     assert crc == zlib.crc32(PAYLOADS[2])
     assert header_crc == zlib.crc32(data[:24])
+
+
+def test_a_flood_of_markers_does_not_pile_up() -> None:
+    class Flood(io.RawIOBase):
+        """A header, then 1 MiB of bytes that each time look as if a frame were about to begin."""
+
+        left = 1 << 20
+
+        def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+            if self.left == 1 << 20:
+                self.left -= 200
+                return stream([])
+            size = min(self.left, 1 << 16)
+            self.left -= size
+            return (MARKER * (size // 4 + 1))[:size]
+
+    flood = Flood()
+    tracemalloc.start()
+    try:
+        reader = Reader(flood)  # type: ignore[arg-type]
+        assert list(reader) == []
+        assert tracemalloc.get_traced_memory()[1] < 1 << 19
+    finally:
+        tracemalloc.stop()
+    assert len(reader.damages) == 1
