@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -56,7 +57,8 @@ def _header(magic: bytes, file: BinaryIO, name: str) -> tuple[tuple[int, ...], b
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
         else:
             raise InputError(f"{name} has .npy version {tuple(version)}, expected (1, 0) or (2, 0)")
-    except (ValueError, SyntaxError, UnicodeDecodeError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, tokenize.TokenError) as error:
+        # NumPy reads the header as a Python literal, and lets most of what can go wrong there through.
         raise InputError(f"{name} has a damaged .npy header: {error}") from error
     if dtype.hasobject:
         raise InputError(
@@ -65,7 +67,7 @@ def _header(magic: bytes, file: BinaryIO, name: str) -> tuple[tuple[int, ...], b
         )
     if dtype.kind not in "iuf" or dtype.shape:
         raise InputError(f"{name} holds {dtype}, expected an integer type (or floats, with --quantize)")
-    if len(shape) not in (3, 4) or 0 in shape:
+    if len(shape) not in (3, 4) or not all(type(size) is int and size > 0 for size in shape):
         raise InputError(
             f"{name} has shape {shape}, expected (C, h, w) or (N, C, h, w) with nothing empty",
             hint="reshape it, for example latent[None] for one channel",

@@ -298,3 +298,15 @@ def test_full_disk(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_json_and_stdout_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lsegs(["pack", save(tmp_path / "in.npy", latents((1, 2, 3), 8)), "-o", "-", "--json"], code=2)
     assert "both want stdout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", ["(-1, 4, 4)", "(True, 4, 4)", "(3, 4, 4", "(3, 4, '4')", "(10**9, 4, 4)", "[]: 1"])
+def test_headers_that_numpy_itself_stumbles_over(
+    shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(48))
+    assert cli.main(["pack", str(path), "-o", str(tmp_path / "x.lseg")]) == 3
+    assert "x.npy" in capsys.readouterr().err
+    assert not (tmp_path / "x.lseg").exists()
