@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import ArtifactError, UsageError
 from ..kernels.dispatch import native_available
 from .arms import ARM_NAMES, ARMS, H264, Arm, Compressed, JpegAtRate, JpegQ95, LearnedDecode
 from .clips import Clip
@@ -176,6 +176,11 @@ def run(
         if arms is not None and setup.left_out:
             entry = setup.left_out[0]
             raise UsageError(f"the arm {entry['name']!r} cannot run here: {entry['reason']}")
+        if not setup.arms:
+            raise ArtifactError(
+                f"bundle '{bundle.name}' has only {', '.join(bundle.roles)}, expected a segmenter to measure",
+                hint="give a bundle with a segmenter: latentseg inspect shows what is in one",
+            )
         reference = _rgb_labels(setup, clip)
         rows = [_describe(arm, bundle, clip) for arm in setup.arms]
         single = _score_all(setup, rows, clip, bundle, reference, progress)

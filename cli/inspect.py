@@ -208,7 +208,7 @@ def _bundle_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("bundle", f"{report['name']} (by {report['created_by'] or 'unknown'})"),
         ("codec", f"{codec['name']}, id {codec['id'][:16]}"),
         ("latent", f"{codec['channels']} channels at stride {codec['stride']}, {codec['bits']} bits"),
-        ("classes", ", ".join(entry["name"] for entry in report["classes"])),
+        ("classes", ", ".join(entry["name"] for entry in report["classes"]) or "none: a codec alone"),
     ]
     if report["description"]:
         rows.insert(1, ("about", report["description"]))

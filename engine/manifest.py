@@ -28,6 +28,7 @@ ROLES: dict[str, str] = {
     "rgb_segmenter": "frames -> labels",
 }
 REQUIRED_ROLES = ("compressor",)  # a codec alone can encode; what needs another role says so
+LABELLING_ROLES = {"segmenter", "rgb_segmenter"}  # with neither, a bundle has no labels and needs no classes
 
 _MAX_MANIFEST_BYTES = 4 << 20
 _MAX_CHANNELS = 4096
@@ -120,6 +121,11 @@ def read_manifest(folder: Path) -> Manifest:
 def parse_manifest(raw: object, where: str = MANIFEST_NAME) -> Manifest:
     """Check a decoded manifest; `where` is named in every error. Raises ArtifactError."""
     top = _Section(raw, where, "")
+    try:
+        # NaN and text that no output could carry (lone surrogates) pass json.loads, and would fail where shown.
+        json.dumps(raw, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{where} holds what JSON text cannot: {error}", hint=_REEXPORT) from error
     schema = top.integer("schema", 1, None)
     if schema > SCHEMA:
         raise ArtifactError(
@@ -136,7 +142,7 @@ def parse_manifest(raw: object, where: str = MANIFEST_NAME) -> Manifest:
     for role in REQUIRED_ROLES:
         if role not in files:
             raise files_section.error(role, "nothing", "a model file (the role is required)")
-    classes = _parse_classes(top)
+    classes = _parse_classes(top, least=1 if LABELLING_ROLES & files.keys() else 0)
     for free in ("verification", "scores", "training"):
         if free in top.value:
             top.section(free)
@@ -165,7 +171,10 @@ def _parse_scaling(section: _Section) -> Scaling:
         lo, hi = section.number("lo"), section.number("hi")
         if lo > hi:
             raise section.error("lo", str(lo), f"at most hi = {hi}")
-        return Scaling("fixed", lo, hi)
+        try:
+            return Scaling("fixed", lo, hi)
+        except InputError:
+            raise section.error("lo", f"{lo} and 'hi' {hi}", "a range whose 255-fold fits into float32") from None
     return Scaling("tensor" if mode == "tensor" else "channel")
 
 
@@ -191,10 +200,10 @@ def _parse_file(section: _Section) -> ModelFile:
     )
 
 
-def _parse_classes(top: _Section) -> tuple[ClassInfo, ...]:
+def _parse_classes(top: _Section, least: int) -> tuple[ClassInfo, ...]:
     entries = top.get("classes", list, "a list")
-    if not 1 <= len(entries) <= _MAX_CLASSES:
-        raise top.error("classes", f"{len(entries)} entries", f"1 to {_MAX_CLASSES} (labels are uint8)")
+    if not least <= len(entries) <= _MAX_CLASSES:
+        raise top.error("classes", f"{len(entries)} entries", f"{least} to {_MAX_CLASSES} (labels are uint8)")
     classes: list[ClassInfo] = []
     for number, entry in enumerate(entries):
         section = _Section(entry, top.where, f"classes[{number}]")
@@ -257,7 +266,10 @@ class _Section:
         return found
 
     def number(self, key: str) -> float:
-        found = float(self.get(key, (int, float), "a number"))
+        try:
+            found = float(self.get(key, (int, float), "a number"))
+        except OverflowError:  # JSON's integers have no limit
+            found = math.inf
         if not math.isfinite(found):
             raise self.error(key, str(found), "a finite number")
         return found

@@ -54,6 +54,11 @@ def test_loads_what_was_written(tiny_bundle: Bundle) -> None:
     ("where", "value", "says"),
     [
         ("schema", 2, "schema 2 is newer"),
+        ("scores", {"miou": float("nan")}, "holds what JSON text cannot"),
+        ("classes.0.name", "\ud800", "holds what JSON text cannot"),
+        ("files.compressor.macs_per_pixel", 10**400, "expected a finite number"),
+        ("codec.scaling", {"mode": "fixed", "lo": -3e38, "hi": 3e38}, "'codec.scaling.lo' is -3e+38"),
+        ("classes", [], "'classes' is 0 entries, expected 1 to 256"),
         ("schema", 0, "integer >= 1"),
         ("schema", "1", "(str), expected an integer"),
         ("schema", True, "(bool), expected an integer"),
