@@ -126,7 +126,7 @@ def read_packets(path: Path, frames: int) -> Packets:
     except ImportError:
         raise missing_extra("av", "video") from None
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"  # frame threads would ask for packets ahead of the frame they belong to
             data: list[bytes] = []

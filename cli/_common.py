@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_BUNDLE = "camvid-compact"
+_MOST = (1 << 31) - 1  # what counts, sizes and threads can be in every library that is handed one
 
 
 # --- groups of options ------------------------------------------------------------------------------------------------
@@ -80,6 +81,8 @@ def positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
+    if value > _MOST:
+        raise argparse.ArgumentTypeError(f"expected an integer of at most {_MOST}, found {text!r}")
     return value
 
 
@@ -118,6 +121,8 @@ def check_output(path: str | None, overwrite: bool, folder: bool = False) -> Non
         return
     except NotADirectoryError:
         raise UsageError(f"the output lies below something that is not a folder: {path}") from None
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     if folder and stat.S_ISREG(mode):
         raise UsageError(f"the output is a file, expected a folder: {path}")
     taken = stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and any(target.iterdir()))

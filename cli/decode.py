@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,20 +46,24 @@ def run(args: argparse.Namespace) -> int:
 
     from ..engine import Engine
     from ..engine.result import Result
+    from ..engine.sinks import refuse_source
+    from ..engine.sinks.overlay import SUFFIXES
 
     if args.output == "-":
         raise UsageError("pictures cannot be written to stdout", hint="give -o OUT.mp4 or -o FOLDER")
-    _common.check_output(args.output, args.overwrite, folder=not Path(args.output).suffix)
+    is_video = Path(args.output).suffix.lower() in SUFFIXES
+    _common.check_output(args.output, args.overwrite, folder=not is_video)
+    refuse_source(args.input, args.output)
     with (
         Engine(args.bundle, args.backend, args.threads) as engine,
-        engine.decode(args.input) as frames,
+        engine.decode(args.input, limit=args.limit) as frames,
         _open_sink(args, frames.frame_rate, engine.bundle.classes) as sink,
         _common.progress(args) as update,
     ):
         nothing = np.zeros(frames.size, np.uint8)
-        for frame in islice(frames, args.limit):
+        for frame in frames:
             sink.write(Result(frame.index, frame.timestamp_us, nothing, rgb=frame.rgb))
-            update(sink.frames, args.limit)
+            update(frames.frames, frames.length)
         summary, damages, lost = frames.summary(), frames.damages, frames.lost
     if args.json:
         _common.emit({"schema": 1, "type": "decode", "bundle": engine.bundle.name, **summary})
@@ -72,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open_sink(args: argparse.Namespace, frame_rate: tuple[int, int], classes: Sequence[ClassInfo]) -> Sink:
-    from ..engine.sinks import OverlaySink
+    from ..engine.sinks import FramePngSink, OverlaySink
     from ..engine.sinks.overlay import SUFFIXES
-    from ._media import FramePngSink
 
     suffix = Path(args.output).suffix.lower()
     if suffix in SUFFIXES:

@@ -50,13 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run every arm over the clip, write the files and print the table; returns the exit code."""
     from ..engine.bundle import load_bundle
+    from ..engine.sinks import refuse_source
     from ._arms import FILES, compare
 
     start = time.perf_counter()
     out = Path(args.out)
     _common.check_output(args.out, args.overwrite, folder=True)
     source = args.source or str(shipped_clip())
+    refuse_source(source, *(out / name for name in FILES))
     bundle = load_bundle(args.bundle)
+    for role in ("segmenter", "decompressor", "rgb_segmenter"):
+        bundle.model_path(role)  # a bundle that lacks one is refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
     _common.note(args, f"{Path(source).name} with bundle '{bundle.name}'")
     result = compare(args, bundle, source, out)

@@ -38,21 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Encode one source; returns the exit code."""
     from ..engine import Engine
-    from ..engine.sources import open_frames
-    from ._media import Limited
 
     _common.require_free_stdout(args.json, args.output)
     if args.output == "-":
         _common.binary_stdout()  # refuses a terminal before any work is done
     _common.check_output(args.output, args.overwrite)
-    kind = "video" if args.source == "-" else args.kind
     with Engine(args.bundle, args.backend, args.threads) as engine, _common.progress(args) as update:
-        source = args.source if args.limit is None else Limited(open_frames(args.source, kind), args.limit)
         summary = engine.encode(
-            source,
+            args.source,
             args.output,
-            kind=kind,
+            kind=args.kind,
             overwrite=args.overwrite,
+            limit=args.limit,
             on_frame=lambda run: update(run.frames, run.length),
         )
         damages = engine.damages

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from . import _common
@@ -49,14 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Segment one source; returns the exit code."""
     from ..engine import Engine
-    from ..engine.sinks import JsonLinesSink, LabelPngSink, OverlaySink
+    from ..engine.sinks import JsonLinesSink, LabelPngSink, OverlaySink, refuse_source
     from ..engine.sources import Source, StreamSource, open_source
 
     for path in (args.jsonl, args.overlay):
         _common.check_output(path, args.overwrite)
     _common.check_output(args.labels, args.overwrite, folder=True)
+    refuse_source(args.source, args.jsonl, args.overlay, args.labels)
     with ExitStack() as stack:
         engine = stack.enter_context(Engine(args.bundle, args.backend, args.threads))
+        engine.bundle.model_path("segmenter")  # a bundle without one is refused before a pipe is waited for
         # Closed by segment(), in the thread that reads it, and not here: a silent pipe hangs who closes it elsewhere.
         source: Source[Any] = open_source(args.source, args.kind)
         is_stream = isinstance(source, StreamSource)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         if with_frames and is_stream and "decompressor" not in engine.bundle.roles:
             _common.note(args, f"bundle '{engine.bundle.name}' has no decompressor: the overlay shows labels alone")
             with_frames = False
-        results = stack.enter_context(engine.segment(source, with_frames=with_frames))
+        results = stack.enter_context(engine.segment(source, with_frames=with_frames, limit=args.limit))
         classes = engine.bundle.classes
         jsonl = stack.enter_context(JsonLinesSink(args.jsonl, classes, args.overwrite))
         sinks: list[Sink] = [jsonl]
@@ -79,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
                 stack.enter_context(OverlaySink(args.overlay, classes, results.frame_rate, overwrite=args.overwrite))
             )
         update = stack.enter_context(_common.progress(args))
-        for result in islice(results, args.limit):
+        for result in results:
             for sink in sinks:
                 sink.write(result)
-            update(results.frames, args.limit or results.length)
+            update(results.frames, results.length)
         summary, damages, lost, dropped = results.summary(), results.damages, results.lost, results.dropped
         jsonl.summary(summary)
     height, width = summary["size"]

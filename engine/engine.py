@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,6 +18,7 @@ from .pipeline import Stage
 from .result import EncodeSummary, Result
 from .roles import Compressor, Decompressor, Segmenter
 from .run import Run, Work, timed
+from .sinks.base import refuse_source
 from .sinks.lseg import StreamSink
 from .sources import FrameSource, Source, SourceFrame, StreamSource, open_frames, open_source
 
@@ -29,7 +29,7 @@ R = TypeVar("R", Compressor, Decompressor, Segmenter)
 class Engine:
     """A bundle on a backend: segments, encodes and decodes streams.
 
-    Models are loaded when first needed, and kept until `close`. One run at a time.
+    Models are loaded when first needed, and kept until `close`. One run at a time: another one stops it.
 
     Parameters
     ----------
@@ -75,6 +75,7 @@ class Engine:
         kind: str | None = None,
         with_frames: bool = False,
         drop_late: bool | None = None,
+        limit: int | None = None,
     ) -> Run[Result]:
         """Segment every frame of a source from its compressed bytes.
 
@@ -84,6 +85,7 @@ class Engine:
         source: see `open_source`; or an open source, which is closed at the end.
         with_frames: give each result its RGB frame as well; for an .lseg stream the decompressor makes it.
         drop_late: drop the oldest waiting frame when frames come too fast; None: for live sources only.
+        limit: stop after so many frames; what lies behind them is not read.
 
         Raises
         ------
@@ -111,14 +113,15 @@ class Engine:
                 return replace(work, labels=segmenter.labels(work.latents, size)[0], latents=None)
 
             stages.append(timed("segment", label))
-            return self._start(opened, size, stages, damages, _to_result, drop_late)
+            return self._start(opened, size, stages, damages, _to_result, drop_late, limit)
 
-    def decode(self, source: str | os.PathLike[str] | StreamSource) -> Run[SourceFrame]:
-        """Decode an .lseg stream to RGB frames with the bundle's decompressor.
+    def decode(self, source: str | os.PathLike[str] | StreamSource, *, limit: int | None = None) -> Run[SourceFrame]:
+        """Decode an .lseg stream to RGB frames with the bundle's decompressor; `limit` as in `segment`.
 
         Raises as `segment`; ArtifactError where the bundle has no decompressor; InputError where the source is no
         .lseg stream.
         """
+        self.bundle.model_path(Decompressor.role)  # refused before a pipe is waited for
         opened = open_source(source, "lseg") if isinstance(source, str | os.PathLike) else source
         assert isinstance(opened, StreamSource)
         with _closed_on_error(opened):
@@ -130,7 +133,7 @@ class Engine:
                 timed("entropy_decode", self._decode_stage(decompressor, opened.header, damages)),
                 timed("decompress", self._frames_stage(size)),
             ]
-            return self._start(opened, size, stages, damages, _to_frame, None)
+            return self._start(opened, size, stages, damages, _to_frame, None, limit)
 
     def encode(
         self,
@@ -140,11 +143,13 @@ class Engine:
         kind: str | None = None,
         overwrite: bool = False,
         drop_late: bool | None = None,
+        limit: int | None = None,
         on_frame: Callable[[Run[Any]], None] | None = None,
     ) -> EncodeSummary:
         """Compress every frame of a source to an .lseg stream.
 
-        dest: a path, or "-" for stdout. on_frame: called with the run after each frame, to show progress.
+        dest: a path, or "-" for stdout. drop_late, limit: as in `segment`.
+        on_frame: called with the run after each frame, to show progress.
         The file is made when the first frame is there, and is readable to its last whole frame however it ends.
 
         Raises
@@ -152,8 +157,8 @@ class Engine:
         InputError: the source is unreadable. UsageError: `dest` exists and `overwrite` is false, or is the source.
         OutputError: writing failed (full disk).
         """
-        if overwrite and isinstance(source, str | os.PathLike) and _same_file(source, dest):
-            raise UsageError(f"output {dest} is the source itself", hint="choose another name")
+        if isinstance(source, str | os.PathLike):
+            refuse_source(source, dest)
         start = time.perf_counter()
         payload_bytes = 0
         with StreamSink(dest, overwrite) as sink:
@@ -161,7 +166,7 @@ class Engine:
             with _closed_on_error(opened):
                 header = self._header(opened)
                 stages = [timed("compress", self._compress_stage(header, keep_rgb=False))]
-                run = self._start(opened, opened.size, stages, [], lambda work: work, drop_late)
+                run = self._start(opened, opened.size, stages, [], lambda work: work, drop_late, limit)
             with run:
                 for work in run:
                     if run.frames == 1:
@@ -241,10 +246,13 @@ class Engine:
         damages: list[Damage],
         finish: Callable[[Work], T],
         drop_late: bool | None,
+        limit: int | None,
     ) -> Run[T]:
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit is {limit}, expected at least 1")
         if self._last is not None:
-            self._last.close()
-        run = Run(source, size, stages, damages, finish, self.queue_depth, drop_late)
+            self._last.stop()
+        run = Run(source, size, stages, damages, finish, self.queue_depth, drop_late, limit)
         self._last = run
         return run
 
@@ -266,8 +274,3 @@ def _closed_on_error(source: Source[Any]) -> Iterator[None]:
     except BaseException:
         source.close()
         raise
-
-
-def _same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
-    first, second = Path(a), Path(b)
-    return first.exists() and second.exists() and first.samefile(second)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..bitstream import Damage, Frame
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from .pipeline import Pipeline, Stage
 from .sources import Source
 
@@ -51,18 +52,29 @@ class Run(Iterator[T], Generic[T]):
         finish: Callable[[Work], T],
         depth: int,
         drop_late: bool | None,
+        limit: int | None,
     ) -> None:
-        self.size, self.frame_rate, self.length = size, source.frame_rate, source.length
+        self.size, self.frame_rate = size, source.frame_rate
+        self.length = source.length if limit is None else min(limit, source.length or limit)
         self.frames = 0
+        self._limit, self._ended, self._stopped = limit, False, False
         self._source, self._own_damages, self._finish = source, damages, finish
         drop = source.live if drop_late is None else drop_late
-        self._pipeline: Pipeline[Work] = Pipeline(reading(source), stages, depth, drop)
+        # Frames that may be dropped on the way are no reason to stop reading.
+        self._pipeline: Pipeline[Work] = Pipeline(reading(source, None if drop else limit), stages, depth, drop)
         self._start = time.perf_counter()
 
     def __next__(self) -> T:
+        if self._stopped:
+            raise UsageError(
+                f"{self._source.name}: this run was stopped after {self.frames} frames", hint="begin another one"
+            )
         try:
+            if self.frames == self._limit:
+                self._pipeline.close()
             result = self._finish(next(self._pipeline))
         except StopIteration:
+            self._ended = True
             if self.frames == 0 and self.damages:
                 raise InputError(
                     f"{self._source.name}: none of {self.lost} frames could be read; {self.damages[0].reason}"
@@ -100,6 +112,11 @@ class Run(Iterator[T], Generic[T]):
             "frames_per_s": round(self.frames / seconds, 3) if seconds > 0 else 0.0,
         }
 
+    def stop(self) -> None:
+        """Close for the sake of another run: whoever still waits for results here gets a UsageError, not an end."""
+        self._stopped = not self._ended
+        self._pipeline.close()
+
     def close(self) -> None:
         """Stop all work; may be called twice."""
         self._pipeline.close()
@@ -111,11 +128,14 @@ class Run(Iterator[T], Generic[T]):
         self.close()
 
 
-def reading(source: Source[Any]) -> Iterator[Work]:
-    """The source's frames as work, the source closed at the end, in the thread that reads it."""
+def reading(source: Source[Any], limit: int | None = None) -> Iterator[Work]:
+    """The source's frames, at most `limit`, as work; the source closed at the end, in the thread that reads it.
+
+    What lies behind the limit is not read, so damage there is nobody's business.
+    """
     with source:
         start = time.perf_counter()
-        for item in source:
+        for item in islice(source, limit):
             timings = {"read": (time.perf_counter() - start) * 1e3}
             if isinstance(item, Frame):
                 yield Work(item.index, item.timestamp_us, timings, payload=item.payload)

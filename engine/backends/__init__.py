@@ -24,6 +24,8 @@ def _onnxruntime_cuda(path: Path, threads: int | None) -> Backend:
     return OnnxRuntimeCudaBackend(path, threads)
 
 
+MAX_THREADS = 1024  # more than any machine has cores; a typo would start them all
+
 BACKENDS: dict[str, Callable[[Path, int | None], Backend]] = {
     "onnxruntime": _onnxruntime,
     "onnxruntime-cuda": _onnxruntime_cuda,
@@ -37,11 +39,12 @@ def open_backend(path: str | os.PathLike[str], name: str = "onnxruntime", thread
 
     Raises
     ------
-    UsageError: unknown backend, or threads < 1. BackendMissingError: it is not installed, or not active as asked.
+    UsageError: unknown backend, or threads outside 1 to MAX_THREADS. BackendMissingError: it is not installed, or not
+    active as asked.
     ArtifactError: the file is no model that the backend can load.
     """
     if name not in BACKENDS:
         raise UsageError(f"unknown backend '{name}'", hint=f"known: {', '.join(BACKENDS)}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}, expected at least 1")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS}")
     return BACKENDS[name](Path(path), threads).load()

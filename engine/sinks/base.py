@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,18 @@ def claim_file(path: Path, overwrite: bool) -> None:
         raise UsageError(f"output exists: {path}", hint="choose another name, or overwrite it with --overwrite")
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent} to write {path.name} to", hint=f"mkdir -p {path.parent}")
+
+
+def refuse_source(source: str | os.PathLike[str], *outputs: str | os.PathLike[str] | None) -> None:
+    """Raise UsageError where an output is the source itself, be it a file or a folder.
+
+    Writing begins while the source is still read, so that even one that may be overwritten would be lost.
+    """
+    read = Path(source)
+    for output in outputs:
+        written = None if output is None else Path(output)
+        if written is not None and read.exists() and written.exists() and read.samefile(written):
+            raise UsageError(f"output {output} is the source itself", hint="choose another name")
 
 
 class Sink(ABC):

@@ -64,7 +64,8 @@ class JsonLinesSink(Sink):
         )
 
     def _line(self, value: dict[str, Any]) -> None:
-        data = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        # A file name need not be UTF-8: its stray bytes leave as JSON's own escapes (\udcff).
+        data = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
         try:
             view = memoryview(data)
             while view:

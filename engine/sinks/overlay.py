@@ -18,7 +18,7 @@ from ..result import Result
 from .base import Sink, claim_file
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi")
-_DEFAULT_RATE = (25, 1)
+_DEFAULT_RATE = Fraction(25)
 # Fragments, flushed: what was written plays even when the process is killed before the file is closed.
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 _FLUSHED = {"flush_packets": "1"}
@@ -33,7 +33,8 @@ class OverlaySink(Sink):
 
     Parameters
     ----------
-    path: ends in .mp4, .m4v, .mov, .mkv or .avi. frame_rate: (num, den); (0, 1), unknown, plays at 25.
+    path: ends in .mp4, .m4v, .mov, .mkv or .avi. frame_rate: (num, den); (0, 1), unknown, plays at 25, and so does a
+    rate that no video can hold.
     alpha: weight of the class colour, 0 to 1.
     """
 
@@ -57,7 +58,8 @@ class OverlaySink(Sink):
         except ImportError as error:
             raise missing_extra("av", "video") from error
         self._av = av
-        self._rate = Fraction(*(frame_rate if frame_rate[0] > 0 else _DEFAULT_RATE))
+        rate = Fraction(*frame_rate)
+        self._rate = rate if rate > 0 and max(rate.as_integer_ratio()) < 1 << 31 else _DEFAULT_RATE
         self._alpha = alpha
         self._palette = palette(classes)
         self._container: Any = None
@@ -77,7 +79,8 @@ class OverlaySink(Sink):
 
     def _open(self, height: int, width: int) -> None:
         options = _FLUSHED | (_FRAGMENTED if self._path.suffix.lower() in {".mp4", ".m4v", ".mov"} else {})
-        self._container = self._av.open(str(self._path), "w", options=options)
+        # Or FFmpeg takes what stands before a colon in the name for a protocol.
+        self._container = self._av.open(f"file:{self._path}", "w", options=options)
         x264 = "libx264" in self._av.codecs_available
         self._stream = self._container.add_stream("libx264" if x264 else "mpeg4", rate=self._rate)
         self._stream.height, self._stream.width = height, width
@@ -111,7 +114,7 @@ class OverlaySink(Sink):
 def palette(classes: Sequence[ClassInfo]) -> npt.NDArray[np.uint8]:
     """(256, 3) uint8: the colour of each label; black where no class is."""
     colors = np.zeros((256, 3), np.uint8)
-    colors[: len(classes)] = [c.color for c in classes]
+    colors[: len(classes)] = np.array([c.color for c in classes], np.uint8).reshape(-1, 3)
     return colors
 
 

@@ -38,12 +38,19 @@ def open_source(spec: str | os.PathLike[str], kind: str | None = None) -> FrameS
             raise UsageError("images cannot be read from stdin", hint="give a file or a folder")
         return VideoSource(open_stdin(), "stdin") if kind == "video" else StreamSource.stdin()
     if "://" in text or text.startswith("camera:"):
+        if kind not in {None, "video"}:
+            raise UsageError(
+                f"{text} can only be read as video, not as '{kind}'",
+                hint="fetch it first, and give the file or pipe it in ('-')",
+            )
         return VideoSource(text)
     return _open_path(Path(text), kind)
 
 
 def open_frames(spec: str | os.PathLike[str], kind: str | None = None) -> FrameSource:
-    """As `open_source`, for work that needs pixels: an .lseg stream is an InputError."""
+    """As `open_source`, for work that needs pixels: a pipe holds video, and an .lseg stream is an InputError."""
+    if kind is None and (os.fspath(spec) == "-" or Path(spec).is_fifo()):
+        kind = "video"
     source = open_source(spec, kind)
     if isinstance(source, StreamSource):
         source.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...bitstream import Frame, Reader
-from ...errors import InputError
+from ...errors import InputError, UsageError
 from .base import Source
 
 
@@ -68,6 +68,8 @@ def open_stdin() -> BinaryIO:
     Not `sys.stdin.buffer`: a thread that waits in it while the interpreter exits aborts the process, because shutdown
     wants that object's lock.
     """
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError("the input is '-' (stdin), but stdin is a terminal", hint="pipe something in, or name a file")
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except (OSError, ValueError, AttributeError):  # stdin was replaced by an object without a descriptor, or closed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,8 @@ _CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 _END_TOLERANCE_S = 0.2  # announced lengths are rounded, and the last frame's duration is often left out
 _MAX_U32 = (1 << 32) - 1
 
+T = TypeVar("T")
+
 
 class VideoSource(FrameSource):
     """Frames of the first video stream of a file, URL, camera ("camera:0" or a /dev/video path) or open pipe.
@@ -26,6 +30,8 @@ class VideoSource(FrameSource):
     The first frame is decoded on opening, so that a source that opens has at least one. Frames are counted as they are
     decoded; times come from their PTS. Packets that do not decode are passed over and reported in `damages`.
     """
+
+    _stream: Any
 
     def __init__(self, target: str | BinaryIO, name: str | None = None) -> None:
         super().__init__(name or (target if isinstance(target, str) else "pipe"))
@@ -38,17 +44,13 @@ class VideoSource(FrameSource):
         scheme = target.split("://", 1)[0].lower() if isinstance(target, str) and "://" in target else ""
         camera = isinstance(target, str) and _is_camera(target)
         self.live = camera or scheme in _LIVE_SCHEMES
-        self._container: Any = self._open(target, camera, scheme)
-        try:
-            self._stream = self._pick_stream()
-            self._frames = self._decode()
-            self._first: SourceFrame | None = next(self._frames, None)
-            if self._first is None:
-                reason = f"; {self.damages[0].reason}" if self.damages else ""
-                raise InputError(f"{self.name}: zero frames could be decoded{reason}", hint="give another video")
-        except BaseException:
-            self.close()
-            raise
+        self._container: Any = None
+        self._frames: Iterator[SourceFrame] = iter(())
+        self._first: SourceFrame | None = None
+        if isinstance(target, str) and os.path.isfile(target):
+            self._begin(target, camera, scheme)
+        else:
+            _in_background(lambda: self._begin(target, camera, scheme))
         rate = self._stream.average_rate or self._stream.guessed_rate
         if rate and 0 < rate.numerator <= _MAX_U32 and rate.denominator <= _MAX_U32:
             self.frame_rate = (rate.numerator, rate.denominator)
@@ -69,6 +71,19 @@ class VideoSource(FrameSource):
         if self._pipe is not None:
             self._pipe.close()
 
+    def _begin(self, target: str | BinaryIO, camera: bool, scheme: str) -> None:
+        self._container = self._open(target, camera, scheme)
+        try:
+            self._stream = self._pick_stream()
+            self._frames = self._decode()
+            self._first = next(self._frames, None)
+            if self._first is None:
+                reason = f"; {self.damages[0].reason}" if self.damages else ""
+                raise InputError(f"{self.name}: zero frames could be decoded{reason}", hint="give another video")
+        except BaseException:
+            self.close()
+            raise
+
     def _open(self, target: str | BinaryIO, camera: bool, scheme: str) -> Any:
         options: dict[str, str] = {}
         kind: str | None = None
@@ -81,6 +96,8 @@ class VideoSource(FrameSource):
                 )
         elif scheme in {"rtsp", "rtsps"}:
             options["rtsp_transport"] = "tcp"  # UDP loses packets, and every loss damages frames until the next key
+        elif isinstance(target, str) and not scheme:
+            target = f"file:{target}"  # or FFmpeg takes what stands before a colon (12:30:05.mp4) for a protocol
         try:
             timeout = (_OPEN_TIMEOUT_S, _READ_TIMEOUT_S) if scheme else None
             container = self._av.open(target, "r", format=kind, options=options, timeout=timeout)
@@ -99,6 +116,10 @@ class VideoSource(FrameSource):
         cover = self._av.stream.Disposition.attached_pic
         for stream in self._container.streams.video:
             if not stream.disposition & cover:
+                if stream.codec_context is None:
+                    raise InputError(
+                        f"{self.name}: no decoder for its video in this PyAV", hint="convert it to H.264 first"
+                    )
                 if not self.live:
                     stream.thread_type = "AUTO"
                 return stream
@@ -161,7 +182,7 @@ class VideoSource(FrameSource):
                 return
             try:
                 frames = packet.decode()
-            except self._av.InvalidDataError as error:
+            except self._av.FFmpegError as error:  # mostly InvalidDataError; some decoders have their own
                 position = packet.pos if packet.pos is not None and packet.pos >= 0 else 0
                 self.damages.append(Damage(position, f"a packet does not decode: {_reason(error)}", None, lost=1))
                 continue
@@ -177,6 +198,30 @@ class VideoSource(FrameSource):
         if self._container.duration:
             return max(1, round(self._container.duration / self._av.time_base * rate)) if rate else None
         return None
+
+
+def _in_background(work: Callable[[], T]) -> T:
+    """`work()` in a thread of its own, waited for: Ctrl-C then ends the wait for a silent pipe or camera at once.
+
+    FFmpeg swallows a KeyboardInterrupt that is raised while it reads. The thread of an interrupted wait is left behind.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # handed to the caller, whatever it is
+            errors.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name="latentseg-open", daemon=True).start()
+    done.wait()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _is_camera(target: str) -> bool:

@@ -308,3 +308,20 @@ def test_overlay_plays_after_a_kill(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     with open_frames(path) as source:
         assert len(list(source)) >= 25
+
+
+def test_palette_of_no_classes_is_black() -> None:
+    np.testing.assert_array_equal(palette(()), np.zeros((256, 3), np.uint8))
+
+
+@pytest.mark.parametrize("rate", [(0xFFFFFFFF, 1), (1, 0xFFFFFFFF), (0, 1)])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_overlay_of_a_rate_that_no_video_can_hold(rate: tuple[int, int], suffix: str, tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / f"x.{suffix}"
+    with OverlaySink(path, CLASSES, rate) as sink:
+        sink.write(result(0))
+    with av.open(str(path)) as video:
+        assert video.streams.video[0].average_rate == 25
+        assert sum(1 for _ in video.decode(video=0)) == 1
