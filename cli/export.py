@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON file of scores to put into the manifest")
     parser.add_argument("--dictionary", choices=("frame", "channel"), default="channel", help="default: %(default)s")
+    parser.add_argument(
+        "--half-weights",
+        action="store_true",
+        help="store the segmenters' weights as float16: half the size, computed in float32 all the same",
+    )
     parser.add_argument("--name", help="the bundle's name (default: the folder's)")
     parser.add_argument("--description", default="", help="one line for people")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="the bundle's folder")
@@ -80,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         scores=scores,
         description=args.description,
         dictionary=args.dictionary,
+        half_weights=args.half_weights,
         overwrite=args.overwrite,
     )
     if args.json:

@@ -16,7 +16,7 @@ from ..errors import ArtifactError, UsageError
 from ..models import registry
 from ..training.checkpoint import Weights
 from ..training.data import ClassSet
-from .onnx import OPSET, Exported, codec_graphs, export_role, segmenter_graph
+from .onnx import OPSET, Exported, codec_graphs, export_role, halve_weights, segmenter_graph
 from .verify import make_reference, verify_entropy, verify_export
 
 
@@ -34,13 +34,16 @@ def export_bundle(
     scores: Mapping[str, Any] | None = None,
     description: str = "",
     dictionary: str = "channel",
+    half_weights: bool = False,
     overwrite: bool = False,
 ) -> Bundle:
     """Export, verify, and only then write a bundle.
 
     codec: gives compressor and decompressor. segmenter: trained on this codec's latents. classes: of the segmenters.
     frames: real frames uint8 (N, H, W, 3) to verify on; noise without. size, largest: the usual and the largest frame
-    (height, width). Verification runs at one stride by one stride, at `size` and at `largest`, batches of 1, 2 and 1.
+    (height, width). half_weights: store the segmenters' weights as float16 (a codec's are never rounded: its symbols
+    must be the ones it was trained with). Verification runs at one stride by one stride, at `size` and at `largest`,
+    in batches of 1, 2 and 1.
 
     Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
     """
@@ -78,6 +81,10 @@ def export_bundle(
 
     with tempfile.TemporaryDirectory() as folder:
         models = [export_role(role, g, Path(folder) / f"{role}.onnx", channels, stride) for role, g in graphs.items()]
+        if half_weights:
+            for model in models:
+                if model.role in {"segmenter", "rgb_segmenter"}:
+                    halve_weights(model.path)
         verification = _verify(models, spec, frames, size, largest)
         parts = {"codec": codec, "segmenter": segmenter, "rgb_segmenter": rgb_segmenter}
         return write_bundle(

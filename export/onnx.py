@@ -84,11 +84,51 @@ def export_role(role: str, graph: nn.Module, path: Path, channels: int, stride: 
             external_data=False,
             verbose=False,
         )
+    _strip(path)
     # Counted on a size that every network divides, with shapes alone (no arithmetic is done on the meta device).
     side = 32 * stride
     shape = (1, 3, side, side) if frames else (1, channels, side // stride, side // stride)
     cost = count(_network(graph), shape)
     return Exported(role, path, graph, channels, stride, cost.macs / side**2, cost.parameters)
+
+
+def _strip(path: Path) -> None:
+    """Drop what the exporter notes about its own run: stack traces, which name this machine's folders, and scopes."""
+    import onnx
+
+    model = onnx.load(path)
+    holders = [model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer]
+    for holder in [*holders, *model.graph.input, *model.graph.output]:
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    onnx.save(model, path)
+
+
+def halve_weights(path: Path) -> None:
+    """Store the large float32 weights of an ONNX file as float16, each behind a Cast back to float32.
+
+    The file is half as large and computes as before: runtimes fold the casts when they load it. The weights are rounded
+    to 11 bits of mantissa, which verification against the unrounded torch network must find harmless.
+    """
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(path)
+    graph = model.graph
+    casts = []
+    for initializer in graph.initializer:
+        if initializer.data_type != TensorProto.FLOAT or np.prod(initializer.dims) < 1024:
+            continue
+        name = initializer.name
+        half = numpy_helper.to_array(initializer).astype(np.float16)
+        initializer.CopyFrom(numpy_helper.from_array(half, name + "_fp16"))
+        casts.append(helper.make_node("Cast", [name + "_fp16"], [name], name=name + "_cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def _network(graph: nn.Module) -> nn.Module:

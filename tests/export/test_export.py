@@ -72,6 +72,7 @@ def test_manifest_says_what_was_exported(bundle: Bundle, parts: dict[str, Weight
         model = onnx.load(bundle.model_path(role))
         onnx.checker.check_model(model)
         assert {o.version for o in model.opset_import if o.domain == ""} == {OPSET}
+        assert str(Path(__file__).parents[2]).encode() not in bundle.model_path(role).read_bytes()
         assert not any(o.domain not in {"", "ai.onnx"} for o in model.opset_import)  # nothing a plain runtime lacks
         dims = model.graph.input[0].type.tensor_type.shape.dim
         assert dims[0].dim_param  # dynamic batch
@@ -150,6 +151,28 @@ def test_export_fails_closed_on_disagreement(
     with pytest.raises(VerificationError, match="compressor at 1x8x8"):
         export_bundle(tmp_path / "out", "x", parts["codec"], size=(16, 16), largest=(24, 24))
     assert not (tmp_path / "out").exists()
+
+
+def test_half_weights_halve_the_segmenters_and_leave_the_codec(
+    parts: dict[str, Weights], bundle: Bundle, tmp_path: Path
+) -> None:
+    half = export_bundle(
+        tmp_path / "half",
+        "half",
+        parts["codec"],
+        segmenter=parts["segmenter"],
+        classes=camvid_classes(),
+        size=(16, 16),
+        largest=(24, 24),
+        half_weights=True,
+    )
+    assert half.model_path("compressor").read_bytes() == bundle.model_path("compressor").read_bytes()
+    tensors = onnx.load(half.model_path("segmenter")).graph.initializer
+    assert {t.data_type for t in tensors if np.prod(t.dims) >= 1024} == {onnx.TensorProto.FLOAT16}
+    assert half.model_path("segmenter").stat().st_size < 0.8 * bundle.model_path("segmenter").stat().st_size
+    latents = np.random.default_rng(0).integers(-4, 5, (2, 6, 12, 17)).astype(np.float32)
+    with Segmenter(bundle) as whole, Segmenter(half) as rounded:
+        assert (whole.labels(latents, (96, 136)) != rounded.labels(latents, (96, 136))).mean() < 5e-3
 
 
 def test_parts_must_belong_together(parts: dict[str, Weights], tmp_path: Path) -> None:
