@@ -169,7 +169,9 @@ def test_half_weights_halve_the_segmenters_and_leave_the_codec(
     assert half.model_path("compressor").read_bytes() == bundle.model_path("compressor").read_bytes()
     tensors = onnx.load(half.model_path("segmenter")).graph.initializer
     assert {t.data_type for t in tensors if np.prod(t.dims) >= 1024} == {onnx.TensorProto.FLOAT16}
-    assert half.model_path("segmenter").stat().st_size < 0.8 * bundle.model_path("segmenter").stat().st_size
+    saved = sum(2 * int(np.prod(t.dims)) for t in tensors if t.data_type == onnx.TensorProto.FLOAT16)
+    sizes = [b.model_path("segmenter").stat().st_size for b in (bundle, half)]
+    assert saved - 1000 < sizes[0] - sizes[1] <= saved  # what the casts take is small
     latents = np.random.default_rng(0).integers(-4, 5, (2, 6, 12, 17)).astype(np.float32)
     with Segmenter(bundle) as whole, Segmenter(half) as rounded:
         assert (whole.labels(latents, (96, 136)) != rounded.labels(latents, (96, 136))).mean() < 5e-3
