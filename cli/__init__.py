@@ -168,8 +168,26 @@ def _drop_stdout() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
 
 
+def _hold_descriptors() -> None:
+    """Put something in the place of standard streams that were closed (`>&-`).
+
+    The next file to be opened would else get the number of stdout, and whatever a library prints. What is written to a
+    closed stdout fails, so that no result is lost in silence; messages to a closed stderr vanish.
+    """
+    for descriptor, access in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, access)  # takes the lowest free number, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; never raises for a user's mistake."""
+    _hold_descriptors()
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = f" {argv[0]}" if argv and argv[0] in VERBS else ""
     debug = "--debug" in argv or os.environ.get("LATENTSEG_DEBUG", "") not in {"", "0"}
@@ -183,6 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             _traceback()
         _complain(verb, str(error), error.hint)
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):  # it is what could not be written; the interpreter would try once more
+            _drop_stdout()
         return error.exit_code
     except KeyboardInterrupt:
         if debug:
@@ -219,6 +241,10 @@ def _os_error(verb: str, error: OSError) -> int:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         _drop_stdout()  # it may be the full file, and what it still buffers would fail again at exit
         _complain(verb, f"no space left to write the output{where}", "free some space or choose another place with -o")
+        return OutputError.exit_code
+    if error.errno == errno.EBADF:
+        _drop_stdout()
+        _complain(verb, "cannot write to stdout: it is closed", "open it, or write to a file")
         return OutputError.exit_code
     _complain(verb, f"{error.strerror or error}{where}")
     return InputError.exit_code

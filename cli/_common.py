@@ -49,7 +49,10 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend", default="onnxruntime", metavar="NAME", help="what runs the networks (default: %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of the networks and the coder (default: all cores)"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads of the networks; the coder takes one (default: all cores)",
     )
 
 
@@ -145,6 +148,8 @@ def binary_stdout() -> BinaryIO:
 def open_input(path: str) -> Iterator[BufferedReader]:
     """A file or `-` (stdin) for reading bytes; a missing or unreadable file is an InputError."""
     if path == "-":
+        if sys.stdin is None:
+            raise InputError("stdin is closed, expected something on it", hint="pipe something in, or name a file")
         if sys.stdin.isatty():
             raise UsageError(
                 "the input is '-' (stdin), but stdin is a terminal", hint="pipe something in, or name a file"

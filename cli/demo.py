@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run every arm over the clip, write the files and print the table; returns the exit code."""
     from ..engine.bundle import load_bundle
-    from ..engine.sinks import refuse_source
+    from ..engine.sinks.base import refuse_source, writing
     from ._arms import FILES, compare
 
     start = time.perf_counter()
@@ -61,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle)
     for role in ("segmenter", "decompressor", "rgb_segmenter"):
         bundle.model_path(role)  # a bundle that lacks one is refused before anything is written
-    out.mkdir(parents=True, exist_ok=True)
     _common.note(args, f"{Path(source).name} with bundle '{bundle.name}'")
-    result = compare(args, bundle, source, out)
+    with writing(args.out):
+        out.mkdir(parents=True, exist_ok=True)
+        result = compare(args, bundle, source, out)
     record = {"schema": 1, "type": "demo", "source": Path(source).name, "bundle": bundle.name, **result.record()}
     record["seconds"] = round(time.perf_counter() - start, 1)
     if args.json:

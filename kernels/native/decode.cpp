@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <exception>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 
 #include "entropy.h"
@@ -245,8 +245,8 @@ void run(const Plan &plan, const Sink &sink, int threads) {
     const size_t wanted = std::min<size_t>(static_cast<size_t>(threads), groups.size());
     try {
         for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
-    } catch (const std::system_error &) {
-        // The machine gives no more threads: those that there are take all groups.
+    } catch (const std::exception &) {
+        // The machine gives no more threads, or no memory for them: those that there are take all groups.
     }
     work();
     for (std::thread &helper : helpers) helper.join();

@@ -113,6 +113,8 @@ def test_video_in_a_fifo(tmp_path: Path, bundle_options: list[str]) -> None:
         (["run", "x.lseg", "--limit", "0"], 2, "at least 1"),
         (["run", "x.lseg", "--threads", "2000000"], 2, "expected 1 to 1024"),
         (["encode", "x.png", "-o", "loop"], 7, "cannot write loop"),
+        (["demo", "--source", "x.png", "--out", "/dev/null/x"], 2, "not a folder"),
+        (["demo", "--source", "x.png", "--out", "/proc/x"], 7, "cannot write /proc/x"),
     ],
 )
 def test_refused(
@@ -210,6 +212,49 @@ def test_read_only_folder(stream: Path, tmp_path: Path, bundle_options: list[str
     out.mkdir(mode=0o500)
     assert cli.main(["run", str(stream), "--labels", str(out / "labels"), *bundle_options]) == 7
     assert "Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["run", "encode", "inspect", "unpack", "pack"])
+def test_closed_stdin(verb: str, command: list[str], tmp_path: Path, tiny_bundle: Bundle) -> None:
+    options = {"inspect": [], "unpack": ["-o", "x"], "pack": ["-o", "x"], "encode": ["-o", "x"], "run": []}[verb]
+    if verb in {"run", "encode"}:
+        options += ["--bundle", str(tiny_bundle.path)]
+    code, _, err = with_closed("<&-", [*command, verb, "-", *options], tmp_path)
+    assert (code, b"stdin is closed" in err) == (3, True), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_stdout(stream: Path, folder: Path, command: list[str], tmp_path: Path, tiny_bundle: Bundle) -> None:
+    options = ["--bundle", str(tiny_bundle.path), "--threads", "1"]
+    code, _, err = with_closed(">&-", [*command, "inspect", str(stream)], tmp_path)
+    assert (code, b"stdout: it is closed" in err) == (7, True), err
+    code, _, err = with_closed(">&-", [*command, "run", str(stream), *options], tmp_path)
+    assert (code, b"cannot write stdout" in err) == (7, True), err
+    out = tmp_path / "x.lseg"  # stdout is not needed, and its number must not go to this file
+    code, _, err = with_closed(">&-", [*command, "encode", str(folder), "-o", str(out), *options], tmp_path)
+    assert (code, out.read_bytes()) == (0, stream.read_bytes()), err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants /dev/full, which Linux has")
+def test_stdout_is_full(stream: Path, command: list[str], tmp_path: Path, tiny_bundle: Bundle) -> None:
+    options = ["--bundle", str(tiny_bundle.path), "--threads", "1"]
+    code, _, err = with_closed(">/dev/full", [*command, "run", str(stream), *options], tmp_path)
+    assert (code, b"No space left" in err, b"Exception" in err) == (7, True, False), err
+
+
+def test_closed_stderr(stream: Path, command: list[str], tmp_path: Path, tiny_bundle: Bundle) -> None:
+    options = ["--bundle", str(tiny_bundle.path), "--threads", "1"]
+    code, out, _ = with_closed("2>&-", [*command, "run", str(stream), *options], tmp_path)
+    assert (code, len(out.splitlines())) == (0, FRAMES + 1)
+    assert with_closed("2>&-", [*command, "run", "missing", *options], tmp_path)[:2] == (3, b"")
+
+
+def with_closed(stream: str, command: list[str], folder: Path) -> tuple[int, bytes, bytes]:
+    """A command with one of its standard streams closed: its exit code, stdout and stderr."""
+    found = subprocess.run(
+        ["sh", "-c", f'exec "$@" {stream}', "sh", *command], cwd=folder, capture_output=True, timeout=60, check=False
+    )
+    return found.returncode, found.stdout, found.stderr
 
 
 # --- Ctrl-C while nothing comes ---------------------------------------------------------------------------------------
