@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,7 +27,7 @@ Capture = pytest.CaptureFixture[str]
 
 def write_video(path: Path, frames: np.ndarray, codec: str = "libx264", muxer: str | None = None) -> Path:
     with av.open(str(path), "w", format=muxer) as container:
-        stream = container.add_stream(codec, rate=25)
+        stream: Any = container.add_stream(codec, rate=25)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
