@@ -65,7 +65,7 @@ def verify_export(
         found = []
         with open_backend(model.path, name=backend) as runtime:
             for batch, height, width in shapes:
-                x = _input(model, compressor, batch, height, width, frames)
+                x = _input(model, compressor, (batch, height, width), frames, header)
                 with torch.no_grad():
                     expected = model.graph(x).numpy()
                     again = model.graph(x[:1]).numpy()
@@ -79,10 +79,15 @@ def verify_export(
 
 
 def _input(
-    model: Exported, compressor: Exported, batch: int, height: int, width: int, frames: NDArray[np.uint8] | None
+    model: Exported,
+    compressor: Exported,
+    shape: tuple[int, int, int],
+    frames: NDArray[np.uint8] | None,
+    header: StreamHeader,
 ) -> Any:
     import torch
 
+    batch, height, width = shape
     images = compressor.example(batch, height, width, seed=height + width)
     if frames is not None:
         tiles = (-(-height // frames.shape[1]), -(-width // frames.shape[2]))
@@ -91,7 +96,8 @@ def _input(
     if model.role in {"compressor", "rgb_segmenter"}:
         return images
     with torch.no_grad():
-        return compressor.graph(images).round()
+        latents = compressor.graph(images).numpy()
+    return torch.from_numpy(np.stack([_received(z, header) for z in latents]))
 
 
 def _compare(
