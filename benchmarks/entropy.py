@@ -1,6 +1,6 @@
 """The entropy coder on recorded symbols: bytes, and symbols a second to bytes and from bytes to a float32 latent.
 
-    python -m latentseg.benchmarks.entropy FILE.npy ... [--json] [--record]
+    python -m latentseg.benchmarks.entropy FILE.npy ... [--json] [--record FILE.jsonl]
 
 FILE.npy: uint8 symbols (C, h, w). Arms: the coder of this package with one dictionary a frame (as in the paper) and one
 a channel, and zlib -1 and -9 on the same symbols. Every arm is first checked to give back the symbols, then all are
@@ -30,8 +30,6 @@ from ..errors import InputError, LatentsegError, VerificationError
 from ..kernels import entropy, native_available
 from ..kernels.dequantize import dequantize
 from ..kernels.dispatch import Implementation
-
-RESULTS = Path(__file__).resolve().parent / "results" / "entropy.jsonl"
 
 # Any range will do: the time does not depend on it, and this one makes the floats equal the symbols.
 RANGE = Scaling("fixed", 0.0, 255.0)
@@ -154,9 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npy")
     parser.add_argument("--json", action="store_true", help="rows as JSON Lines on stdout instead of the table")
-    parser.add_argument(
-        "--record", action="store_true", help=f"append the rows to {RESULTS.parent.name}/{RESULTS.name}"
-    )
+    parser.add_argument("--record", type=Path, metavar="FILE.jsonl", help="append the rows to this file")
     parser.add_argument("--implementation", choices=["auto", "native", "numpy"], default="auto")
     parser.add_argument("--lane-symbols", type=int, default=4096, help="symbols a lane (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads that decode (default %(default)s)")
@@ -166,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.implementation == "auto":
         options.implementation = "native" if native_available() else "numpy"
     from .machine import describe_machine, describe_versions
+    from .report import append_row
 
     about = {
         "benchmark": "entropy",
@@ -185,14 +182,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LatentsegError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
     if options.json:
-        sys.stdout.write(lines)
+        sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows))
     else:
         print_table(rows)
-    if options.record:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(lines)
+    if options.record is not None:
+        for row in rows:
+            append_row(options.record, row)
     return 0
 
 

@@ -21,14 +21,10 @@ def symbols(tmp_path: Path) -> Path:
     return path
 
 
-def test_rows_are_recorded(
-    symbols: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "rows.jsonl")
-    assert benchmark.main([str(symbols), "--json", "--record", *FAST]) == 0
-    printed = capsys.readouterr().out
-    assert (tmp_path / "rows.jsonl").read_text() == printed
-    rows = [json.loads(line) for line in printed.splitlines()]
+def test_rows_are_recorded(symbols: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main([str(symbols), "--json", "--record", str(tmp_path / "rows.jsonl"), *FAST]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
     assert [row["coder"] for row in rows] == ["huffman/frame", "huffman/channel", "zlib -1", "zlib -9"]
     for row in rows:
         assert row["bits_per_symbol"] == pytest.approx(8 * row["bytes"] / (4 * 16 * 17), abs=1e-4)
