@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_common.table(_rows(scores)))
     floor = getattr(args, "floor", None)
-    if floor is not None and scores["miou"] < floor:
+    if floor is not None and not scores["miou"] >= floor:  # so that a floor of nan does not pass
         raise VerificationError(f"mIoU is {scores['miou']:.4f}, below the floor of {floor}")
     return 0
 
@@ -102,6 +102,11 @@ def _segmenter(args: argparse.Namespace) -> dict[str, Any]:
             hint="give the --codec of its training",
         )
     classes, pairs = labelled(args.layout, args.data, args.split)
+    if weights.options["classes"] != len(classes.names):
+        raise UsageError(
+            f"the segmenter has {weights.options['classes']} classes, layout '{args.layout}' {len(classes.names)}",
+            hint="give the --layout of its training",
+        )
     before = decoded_by(load_weights(args.decoded_by, kinds=("codec",)).build()) if args.decoded_by else None
     samples = ((read_image(p.image), read_label(p.label, classes)) for p in pairs)
     return evaluate_segmenter(

@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
     from ..export.assemble import export_bundle
     from ..training.checkpoint import load_weights
-    from ..training.data import LAYOUTS, read_frames
+    from ..training.data import class_set, read_frames
 
-    _common.check_output(str(args.out), args.overwrite)
+    _common.check_output(str(args.out), args.overwrite, folder=True)
     codec = load_weights(args.codec, kinds=("codec",))
     segmenter = load_weights(args.segmenter, kinds=("latent_segmenter",)) if args.segmenter else None
     rgb = load_weights(args.rgb_segmenter, kinds=("rgb_segmenter",)) if args.rgb_segmenter else None
@@ -70,8 +70,12 @@ def run(args: argparse.Namespace) -> int:
             scores = json.loads(args.scores.read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read scores from {args.scores}: {error}") from None
-    frames = np.stack(read_frames(Path(args.frames), limit=4)) if args.frames else None
-    classes = LAYOUTS[args.layout][0]() if segmenter or rgb else None
+        if not isinstance(scores, dict):
+            raise InputError(f"{args.scores} holds a JSON {type(scores).__name__}, expected an object of scores")
+    frames = read_frames(Path(args.frames), limit=4) if args.frames else []
+    if len({frame.shape for frame in frames}) > 1:
+        raise InputError(f"the first images under {args.frames} differ in size", hint="give frames of one size")
+    classes = class_set(args.layout) if segmenter or rgb else None
     bundle = export_bundle(
         args.out,
         args.name or args.out.resolve().name,
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         segmenter=segmenter,
         rgb_segmenter=rgb,
         classes=classes,
-        frames=frames,
+        frames=np.stack(frames) if frames else None,
         size=tuple(args.size),
         largest=tuple(args.largest),
         scores=scores,

@@ -97,8 +97,8 @@ def _codec(args: argparse.Namespace, loop: object) -> Path:
     lo, hi = args.scales
     if not 0 < lo <= hi:
         raise UsageError(f"--scales wants 0 < LO <= HI, found {lo} {hi}")
-    frames = read_frames(Path(args.frames), every=args.every)
     config = CodecConfig(target_bpp=args.target_bpp, patch=args.patch, batch=args.batch, scales=(lo, hi))
+    frames = read_frames(Path(args.frames), every=args.every)
     options = {} if args.channels is None else {"channels": args.channels}
     return train_codec(
         args.network, frames, args.out, config, loop, options=options, init=args.init, resume=args.resume,  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from ..errors import ArtifactError, UsageError
 from ..models import registry
 from ..training.checkpoint import Weights
 from ..training.data import ClassSet
+from ..training.train_segmenter import check_fit
 from .onnx import OPSET, Exported, codec_graphs, export_role, halve_weights, segmenter_graph
 from .verify import make_reference, verify_entropy, verify_export
 
@@ -77,7 +78,10 @@ def export_bundle(
         assert classes is not None
         if weights.options["classes"] != len(classes.names):
             raise ArtifactError(f"the {role} has {weights.options['classes']} classes, the layout {len(classes.names)}")
-        graphs[role] = segmenter_graph(weights.build(), rgb=role == "rgb_segmenter")
+        module = weights.build()
+        if role == "segmenter":
+            check_fit(module, net, weights.network)
+        graphs[role] = segmenter_graph(module, rgb=role == "rgb_segmenter")
 
     with tempfile.TemporaryDirectory() as folder:
         models = [export_role(role, g, Path(folder) / f"{role}.onnx", channels, stride) for role, g in graphs.items()]

@@ -190,7 +190,7 @@ def unpack_array(text: str, shape: Sequence[int]) -> NDArray[np.uint8]:
     expected = int(np.prod(shape))
     try:
         raw = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), expected + 1)
-    except (ValueError, zlib.error) as error:
+    except (TypeError, ValueError, zlib.error) as error:
         raise ArtifactError(
             f"the manifest's reference cannot be read: {error}", hint="export the bundle again"
         ) from None
@@ -210,6 +210,7 @@ def make_reference(models: Sequence[Exported], header: StreamHeader) -> dict[str
         symbols = _symbols(latents, header)
         received = torch.from_numpy(np.stack([_received(z, header) for z in latents]))
         reference = {"size": list(REFERENCE_SIZE), "symbols": pack_array(symbols)}
+        reference["frames"] = pack_array(graphs["decompressor"](received).numpy())
         if "segmenter" in graphs:
             reference["labels"] = pack_array(graphs["segmenter"](received).numpy())
         if "rgb_segmenter" in graphs:
@@ -274,10 +275,16 @@ def _runs(
 
 
 def _verify_reference(roles: dict[str, Any], bundle: Bundle, reference: dict[str, Any]) -> dict[str, float]:
-    count, height, width = reference["size"]
+    try:
+        count, height, width = (int(side) for side in reference["size"])
+        symbols = reference["symbols"]
+    except (KeyError, TypeError, ValueError):
+        count = height = width = 0
+    if not all(1 <= side <= 4096 for side in (count, height, width)):
+        raise ArtifactError("the manifest's reference has no size or no symbols", hint="export the bundle again")
     frames = synthetic_frames(count, height, width)
     header = bundle.header(height, width)
-    expected = unpack_array(reference["symbols"], (count, *header.latent_shape))
+    expected = unpack_array(symbols, (count, *header.latent_shape))
     found = {}
     latents = roles["compressor"].latents(frames)
     difference = np.abs(_symbols(latents, header).astype(np.int16) - expected)
@@ -293,6 +300,13 @@ def _verify_reference(roles: dict[str, Any], bundle: Bundle, reference: dict[str
             share = float((run() != unpack_array(reference[key], (count, height, width))).mean())
             found[f"{key}_differ"] = share
             _limit("reference", f"{role} labels differ from torch's", share, MAX_LABEL_SHARE)
+    if "frames" in reference and "decompressor" in roles:
+        decoded = roles["decompressor"].frames(received, (height, width)).astype(np.int16)
+        difference = np.abs(decoded - unpack_array(reference["frames"], (count, height, width, 3)))
+        found["frames_differ"] = float((difference > 0).mean())
+        _limit("reference", "decompressed values differ from torch's", found["frames_differ"], MAX_LEVEL_SHARE)
+        if difference.max() > 1:
+            raise VerificationError(f"reference: a decompressed value differs by {difference.max()} levels, at most 1")
     return found
 
 

@@ -5,6 +5,7 @@ Both are written to a temporary file beside the target and renamed, so that a ki
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, InputError, OutputError
 from ..models import registry
 
 FORMAT = "latentseg-checkpoint-1"
@@ -35,16 +36,26 @@ class Weights:
     def build(self) -> nn.Module:
         """The network in evaluation mode with these weights. Raises ArtifactError where they do not fit."""
         module = registry.create(self.network, **self.options)
-        try:
-            module.load_state_dict(self.tensors)
-        except RuntimeError as error:
-            raise ArtifactError(f"weights do not fit network '{self.network}': {error}") from None
+        fill(module, self.tensors, "the checkpoint", self.network)
         return module.eval()
 
     @property
     def content_id(self) -> str:
         """SHA-256 over name, options and tensors: names a codec, whatever file it travels in."""
         return content_id(self.network, self.options, self.tensors)
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], source: str, network: str) -> None:
+    """Put the tensors of `source` (for the message) into a network. Raises ArtifactError where they do not fit."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = " ".join(str(error).split("\n")[1:2]).strip()
+        detail = first if len(first) <= 200 else first[:200] + " ..."
+        raise ArtifactError(
+            f"the weights of {source} do not fit network '{network}': {detail}",
+            hint="use the network and the options that they were trained with",
+        ) from None
 
 
 def content_id(network: str, options: dict[str, Any], tensors: dict[str, Tensor]) -> str:
@@ -58,11 +69,16 @@ def content_id(network: str, options: dict[str, Any], tensors: dict[str, Tensor]
 
 
 def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors and JSON metadata atomically."""
+    """Write tensors and JSON metadata atomically. Raises OutputError where that fails; an older file stays."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     text = {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}}
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(temporary), metadata=text)
-    os.replace(temporary, path)
+    try:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(temporary), metadata=text)
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OutputError(f"cannot write checkpoint {path}: {error}") from error
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

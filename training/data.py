@@ -126,12 +126,16 @@ def cityscapes_pairs(root: Path, split: str) -> list[Pair]:
 LAYOUTS = {"camvid": (camvid_classes, camvid_pairs), "cityscapes": (cityscapes_classes, cityscapes_pairs)}
 
 
-def labelled(layout: str, root: Path, split: str) -> tuple[ClassSet, list[Pair]]:
-    """Classes and pairs of a data set: layout "camvid" or "cityscapes" under the folder `root`."""
+def class_set(layout: str) -> ClassSet:
+    """The classes of a layout's data, without the data."""
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout '{layout}'", hint=f"use one of: {', '.join(LAYOUTS)}")
-    classes, pairs = LAYOUTS[layout]
-    return classes(), pairs(root, split)
+    return LAYOUTS[layout][0]()
+
+
+def labelled(layout: str, root: Path, split: str) -> tuple[ClassSet, list[Pair]]:
+    """Classes and pairs of a data set: layout "camvid" or "cityscapes" under the folder `root`."""
+    return class_set(layout), LAYOUTS[layout][1](root, split)
 
 
 def _checked(pairs: list[Pair], where: Path) -> list[Pair]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..bitstream import Scaling, StreamHeader, Writer
+from ..errors import InputError
 from ..kernels import entropy
 from . import metrics
 from .augment import to_float
@@ -71,7 +72,8 @@ def evaluate_codec(
     """Rate and distortion of a codec over frames RGB uint8 (H, W, 3).
 
     Returns means over frames of PSNR (dB) and SSIM of the decoded 8-bit frames, bpp and compression factor (against
-    24-bit RGB) of the payloads with their framing, and `rate_model_bpp` where the codec has a rate model.
+    24-bit RGB) of the payloads with their framing, and `rate_model_bpp` where the codec has a rate model. A PSNR is
+    None where some frame came out without any error.
     """
     codec.eval()
     rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "bpp": [], "rate_model_bpp": []}
@@ -90,6 +92,8 @@ def evaluate_codec(
             bits = float(codec.rate_model(received))  # type: ignore[operator]
             rows["rate_model_bpp"].append(bits / (height * width))
     result: dict[str, Any] = {name: float(np.mean(values)) for name, values in rows.items() if values}
+    if math.isinf(result["psnr"]):
+        result["psnr"] = None
     result["compression_factor"] = 24.0 / result["bpp"]
     return {"frames": len(frames), "dictionary": dictionary, **result}
 
@@ -143,5 +147,5 @@ def evaluate_segmenter(
         matrix.update(label, predict(segmenter, encoder, before(frame) if before else frame))
         count += 1
     if math.isnan(matrix.miou()):
-        raise ValueError("no labelled pixel in the data")
+        raise InputError("no pixel of any label has a class", hint="check the labels, and --layout")
     return {"frames": count, **matrix.to_dict(classes.names)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import ArtifactError, InputError, UsageError
+from ..errors import ArtifactError, InputError, OutputError, UsageError
 from . import checkpoint
 
 
@@ -35,6 +35,16 @@ class LoopConfig:
     bf16: bool = True
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("interval", 1), ("warmup", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
+            raise UsageError(
+                f"learning rate {self.lr} and weight decay {self.weight_decay}, expected finite numbers, the first "
+                "above 0 and the second not below"
+            )
+
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """The generator of one step's batch: a function of seed and step, so resuming needs no stored state."""
@@ -48,6 +58,16 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     share = config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.lr * share
+
+
+def _differences(found: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """What differs between a run's stored settings and the ones asked for, leaf by leaf."""
+    for key in sorted(found.keys() | expected.keys()):
+        a, b = found.get(key), expected.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{key} ")
+        elif a != b:
+            yield f"{prefix}{key} was {a!r}, asked for {b!r}"
 
 
 class Run:
@@ -86,7 +106,14 @@ class Run:
         self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.step = 0
         self.seconds = 0.0
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UsageError(
+                f"{folder} is a file, expected a folder for the run", hint="choose another --out"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"cannot make the run's folder {folder}: {error.strerror or error}") from error
         if self.state_path.exists():
             if not resume:
                 raise UsageError(f"{folder} already holds a run", hint="add --resume to go on, or choose another --out")
@@ -100,15 +127,14 @@ class Run:
 
     def _restore(self) -> None:
         tensors, metadata = checkpoint.load(self.state_path)
-        if metadata["settings"] != json.loads(json.dumps(self.settings)):
-            differing = [
-                k for k in self.settings if json.loads(json.dumps(self.settings[k])) != metadata["settings"].get(k)
-            ]
+        differing = list(_differences(metadata["settings"], json.loads(json.dumps(self.settings))))
+        if differing:
             raise ArtifactError(
-                f"the run in {self.folder} was started with other settings: {', '.join(differing) or 'fewer or more'}",
-                hint="repeat the options of the first call (see its log.jsonl), or choose another --out",
+                f"the run in {self.folder} was started with other settings: {'; '.join(differing)}",
+                hint="repeat the options of the first call, or choose another --out",
             )
-        self.module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        checkpoint.fill(self.module, model, f"the run in {self.folder}", self.network)
         self.average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
         checkpoint.restore_optimizer(
             self.optimizer, {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
@@ -153,7 +179,7 @@ class Run:
                 if not torch.isfinite(loss):
                     raise ArtifactError(
                         f"the loss is {loss.item()} at step {self.step}",
-                        hint="lower --lr; --resume goes back one interval",
+                        hint="start again with a lower --lr and another --out: resumed, a run repeats the same steps",
                     )
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from ..models import registry
 from . import checkpoint
 from .augment import random_patch, to_float
@@ -37,9 +37,18 @@ class CodecConfig:
     scales: tuple[float, float] = (0.5, 1.25)
     pca_patches: int = 200_000
 
+    def __post_init__(self) -> None:
+        if self.target_bpp is not None and not 0 < self.target_bpp < 24:
+            raise UsageError(
+                f"a target of {self.target_bpp} bpp, expected more than 0 and less than 24, the RGB image's"
+            )
+
 
 def sample_patches(frames: Sequence[NDArray[np.uint8]], side: int, count: int, seed: int) -> Tensor:
     """Random square patches, float32 (count, 3, side, side) in [0, 1]."""
+    small = next((frame.shape[:2] for frame in frames if min(frame.shape[:2]) < side), None)
+    if small is not None:
+        raise InputError(f"a frame of {small[0]}x{small[1]}, expected at least {side}x{side} to train on")
     rng = np.random.default_rng(seed)
     out = torch.empty(count, 3, side, side)
     for index in range(count):
@@ -87,12 +96,14 @@ def train_codec(
     options = dict(options or {})
     torch.manual_seed(loop.seed)
     codec = registry.create(network, **options)
+    if config.patch % codec.stride:  # type: ignore[operator]
+        raise UsageError(f"crops of {config.patch}, expected a multiple of the codec's stride, {codec.stride}")
     rate_model = getattr(codec, "rate_model", None)
     if (rate_model is None) != (config.target_bpp is None):
         found = "has no rate model" if rate_model is None else "is trained for a rate"
         raise UsageError(f"'{network}' {found}", hint="give --target-bpp for compact-codec, and only for it")
     if init is not None:
-        codec.load_state_dict(checkpoint.load_weights(init, kinds=("codec",)).tensors)
+        checkpoint.fill(codec, checkpoint.load_weights(init, kinds=("codec",)).tensors, str(init), network)
     elif not resume:
         initialise(codec, frames, config, loop.seed)
     settings = {

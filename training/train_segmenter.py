@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UsageError
+from ..errors import ArtifactError, InputError, UsageError
 from ..models import registry
+from ..models.complexity import count
 from . import checkpoint
 from .augment import random_view
 from .data import IGNORE
@@ -48,7 +49,9 @@ def class_weights(labels: Sequence[NDArray[np.uint8]], classes: int, power: floa
 class Encoder(nn.Module):
     """What a segmenter sees of an image: the image itself, or the dequantised latent of a frozen codec.
 
-    The quantisation is the one of the stream (equations 2 and 4), so training sees exactly what decoding gives.
+    The quantisation is the one of the stream (equations 2 and 4), so in float32 the segmenter sees exactly what
+    decoding gives. Under bfloat16 autocast, as in training, the codec's own convolutions round too, and a symbol near a
+    boundary may come out one level off.
     """
 
     def __init__(self, codec: nn.Module | None) -> None:
@@ -79,6 +82,17 @@ def requantise(z: Tensor, bits: int, scaling: tuple[str, float, float]) -> Tenso
     q = ((z - lo) * torch.where(span > 0, levels / span, torch.zeros_like(span))).round().clamp(0, levels)
     received: Tensor = q * (span / levels) + lo
     return received
+
+
+def check_fit(segmenter: nn.Module, codec: nn.Module, name: str) -> None:
+    """Raise ArtifactError unless a latent segmenter takes this codec's latents: their stride and their channels."""
+    found, expected = int(codec.stride), int(segmenter.stride_in)  # type: ignore[arg-type]
+    if found != expected:
+        raise ArtifactError(f"the codec's latents are at 1/{found} resolution, '{name}' expects 1/{expected}")
+    try:
+        count(segmenter, (1, int(codec.channels), 32, 32))  # type: ignore[arg-type]
+    except RuntimeError:
+        raise ArtifactError(f"'{name}' does not take latents of {codec.channels} channels") from None
 
 
 def train_segmenter(
@@ -117,8 +131,15 @@ def train_segmenter(
         frozen, codec_id = weights.build(), weights.content_id
         if network == "compact-latent":
             options.setdefault("channels", frozen.channels)
+    stride = 8 if frozen is None else int(frozen.stride)  # type: ignore[arg-type]
+    if any(side % stride for side in config.size):
+        raise UsageError(f"a canvas of {config.size[0]}x{config.size[1]}, expected multiples of {stride}")
+    if all((label == IGNORE).all() for label in labels):
+        raise InputError("no pixel of any label has a class", hint="check the labels, and --layout")
     torch.manual_seed(loop.seed)
     module = registry.create(network, **options)
+    if frozen is not None:
+        check_fit(module, frozen, network)
     encoder = Encoder(frozen)
     weight = class_weights(labels, classes, config.class_weight_power)
     settings = {"segmenter": {k: v for k, v in vars(config).items()}, "data": data_note, "codec": codec_id}

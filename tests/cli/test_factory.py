@@ -81,6 +81,25 @@ def test_eval_refuses_what_does_not_fit(work: Path, capsys: pytest.CaptureFixtur
     assert main(["eval", "codec", str(work / "rgb"), "--frames", str(work / "data")]) == 4
     assert main(["eval", "codec", str(work / "nowhere"), "--frames", str(work / "data")]) == 3
     assert main(["eval", "segmenter", str(work / "rgb"), "--data", str(work / "data"), "--split", "test"]) == 3
+    assert main(["eval", "segmenter", str(work / "rgb"), *data, "--floor", "nan"]) == 5
+
+
+def test_eval_refuses_data_without_its_classes(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stem = "aachen_000000_000019"
+    files = {
+        f"leftImg8bit/val/aachen/{stem}_leftImg8bit.png": np.zeros((16, 16, 3), np.uint8),
+        f"gtFine/val/aachen/{stem}_gtFine_labelIds.png": np.full((16, 16), 7, np.uint8),
+        "a.png": np.full((16, 16), 200, np.uint8),
+    }
+    for name, array in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(tmp_path / name)
+    (tmp_path / "val.txt").write_text("a.png a.png\n")
+    argv = ["eval", "segmenter", str(work / "rgb"), "--data", str(tmp_path), "-q"]
+    assert main([*argv, "--layout", "cityscapes"]) == 2
+    assert "has 11 classes, layout 'cityscapes' 19" in capsys.readouterr().err
+    assert main(argv) == 3
+    assert "no pixel of any label has a class" in capsys.readouterr().err
 
 
 def test_train_again_needs_resume(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,9 +127,29 @@ def test_export_then_verify_and_run(work: Path, bundle: Path, capsys: pytest.Cap
     assert [r["type"] for r in rows].count("frame") == 3
 
 
-def test_export_does_not_overwrite(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_overwrites_only_when_told(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--codec", str(work / "codec"), "-o", str(bundle)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+    argv = ["export", "--codec", str(work / "codec"), "--size", "16", "16", "--largest", "16", "24", "-q"]
+    folder = work / "again"
+    folder.mkdir()
+    assert main([*argv, "-o", str(folder), "--description", "first"]) == 0
+    (folder / "README.md").write_text("a model card")
+    assert main([*argv, "-o", str(folder), "--description", "second", "--overwrite"]) == 0
+    assert json.loads((folder / "manifest.json").read_text())["description"] == "second"
+    assert (folder / "README.md").read_text() == "a model card"
+
+
+def test_export_refuses_bad_arguments(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["export", "--codec", str(work / "codec"), "-o", str(tmp_path / "out"), "-q"]
+    assert main([*argv, "--segmenter", str(work / "latent"), "--layout", "kitti"]) == 2
+    (tmp_path / "scores.json").write_text("[1]")
+    assert main([*argv, "--scores", str(tmp_path / "scores.json")]) == 3
+    for side in (16, 24):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / f"{side}.png")
+    assert main([*argv, "--frames", str(tmp_path)]) == 3
+    assert "differ in size" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_verify_catches_a_changed_file(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,7 +114,7 @@ def test_deployed_models_agree_with_torch(bundle: Bundle, parts: dict[str, Weigh
 def test_verify_passes_and_uses_the_reference(bundle: Bundle) -> None:
     found = verify.verify_bundle(bundle, sizes=((1, 1, 1), (2, 24, 40)))
     assert found["reference"]["symbols_differ"] < verify.MAX_SYMBOL_SHARE
-    assert set(found["reference"]) == {"symbols_differ", "labels_differ", "rgb_labels_differ"}
+    assert set(found["reference"]) == {"symbols_differ", "labels_differ", "rgb_labels_differ", "frames_differ"}
     assert found["entropy 2x24x40"]["symbols"] == "exact"
 
 
@@ -135,6 +135,19 @@ def test_verify_catches_other_weights(bundle: Bundle, parts: dict[str, Weights],
     (fake.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(VerificationError, match="segmenter labels differ"):
         verify.verify_bundle(load_bundle(fake.path), sizes=((1, 8, 8),))
+    # The decompressor, too: here its recorded frames are 3 levels darker than what it makes.
+    reference = manifest["verification"]["reference"]
+    del reference["labels"]
+    frames = verify.unpack_array(reference["frames"], (2, 64, 96, 3))
+    reference["frames"] = verify.pack_array(np.where(frames > 3, frames - 3, frames))
+    (fake.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(VerificationError, match="decompressed values differ"):
+        verify.verify_bundle(load_bundle(fake.path), sizes=((1, 8, 8),))
+    for size in (None, [2, 64], [2, 64, "x"], [0, 64, 96], [2, 64, 10**9]):
+        reference["size"] = size
+        (fake.path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ArtifactError, match="no size"):
+            verify.verify_bundle(load_bundle(fake.path), sizes=((1, 8, 8),))
 
 
 def test_export_fails_closed_on_disagreement(
@@ -183,6 +196,10 @@ def test_parts_must_belong_together(parts: dict[str, Weights], tmp_path: Path) -
         export_bundle(tmp_path / "a", "a", stranger, segmenter=parts["segmenter"], classes=camvid_classes())
     with pytest.raises(ArtifactError, match="cannot be the bundle's rgb_segmenter"):
         export_bundle(tmp_path / "b", "b", parts["codec"], rgb_segmenter=parts["segmenter"], classes=camvid_classes())
+    paper = random_weights("kakaiya-codec-d1", {}, 1)
+    latent = random_weights("compact-latent", {"classes": 11, "channels": 16, **NARROW}, 2, paper.content_id)
+    with pytest.raises(ArtifactError, match="1/4 resolution, 'compact-latent' expects 1/8"):
+        export_bundle(tmp_path / "d", "d", paper, segmenter=latent, classes=camvid_classes())
     with pytest.raises(UsageError, match="needs its classes"):
         export_bundle(tmp_path / "c", "c", parts["codec"], segmenter=parts["segmenter"])
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from latentseg.errors import ArtifactError, InputError, UsageError
+from latentseg.errors import ArtifactError, InputError, OutputError, UsageError
+from latentseg.models import registry
 from latentseg.training import checkpoint
 from latentseg.training.loop import LoopConfig, learning_rate, step_rng
 from latentseg.training.train_codec import CodecConfig, train_codec
-from latentseg.training.train_segmenter import SegmenterConfig, class_weights, requantise, train_segmenter
+from latentseg.training.train_segmenter import SegmenterConfig, check_fit, class_weights, requantise, train_segmenter
 
 TINY = {"channels": 4, "width": 8, "encoder_units": 1, "decoder_units": 1}
 CODEC = CodecConfig(target_bpp=0.5, patch=32, batch=2, pca_patches=4000)
@@ -82,8 +83,61 @@ def test_existing_run_and_changed_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already holds a run") as caught:
         train_codec("compact-codec", frames(2), out, CODEC, loop(2), options=TINY, progress=False)
     assert "--resume" in caught.value.hint
-    with pytest.raises(ArtifactError, match="other settings: loop"):
+    with pytest.raises(ArtifactError, match=r"other settings: loop steps was 2, asked for 3$"):
         train_codec("compact-codec", frames(2), out, CODEC, loop(3), options=TINY, resume=True, progress=False)
+    wider = {**TINY, "channels": 6}
+    with pytest.raises(ArtifactError, match="size mismatch"):
+        train_codec("compact-codec", frames(2), out, CODEC, loop(2), options=wider, resume=True, progress=False)
+    with pytest.raises(ArtifactError, match="do not fit network 'compact-codec'"):
+        train_codec("compact-codec", frames(2), tmp_path / "b", CODEC, loop(2), options=wider, init=out, progress=False)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"seed": -1}, {"warmup": -1}, {"interval": 0}, {"lr": 0.0}, {"lr": float("nan")}]
+)
+def test_loops_that_make_no_sense(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        loop(**{"steps": 2, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, 24.0, float("nan")])
+def test_target_rates_that_make_no_sense(target: float) -> None:
+    with pytest.raises(UsageError, match="bpp, expected"):
+        CodecConfig(target_bpp=target)
+
+
+def test_sizes_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"crops of 33, expected a multiple .* 8"):
+        train_codec("compact-codec", frames(1), tmp_path / "a", CodecConfig(target_bpp=0.5, patch=33), loop(1))
+    with pytest.raises(InputError, match="a frame of 5x56, expected at least 8x8"):
+        train_codec("compact-codec", [frames(1)[0][:5]], tmp_path / "b", CODEC, loop(1), options=TINY)
+    with pytest.raises(UsageError, match="canvas of 24x33"):
+        train_segmenter("compact-rgb", frames(1), labels(1), 2, tmp_path / "c", SegmenterConfig((24, 33)), loop(1))
+    void = [np.full_like(label, 255) for label in labels(2)]
+    with pytest.raises(InputError, match="no pixel of any label"):
+        train_segmenter("compact-rgb", frames(2), void, 2, tmp_path / "d", SEGMENTER, loop(1))
+
+
+def test_segmenter_must_fit_the_codecs_latents() -> None:
+    codec, other = registry.create("compact-codec", **TINY), registry.create("kakaiya-codec-d1")
+    segmenter = registry.create("compact-latent", channels=4, **NARROW)
+    check_fit(segmenter, codec, "compact-latent")
+    check_fit(registry.create("kakaiya-latent-d1"), other, "kakaiya-latent-d1")
+    with pytest.raises(ArtifactError, match="1/4 resolution, 'compact-latent' expects 1/8"):
+        check_fit(segmenter, other, "compact-latent")
+    with pytest.raises(ArtifactError, match="does not take latents of 4 channels"):
+        check_fit(registry.create("compact-latent", channels=5, **NARROW), codec, "compact-latent")
+
+
+def test_checkpoint_that_cannot_be_written_keeps_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    checkpoint.save(path, {"a": torch.ones(1)}, {})
+    (tmp_path / "state.safetensors.tmp").mkdir()
+    with pytest.raises(OutputError, match="cannot write checkpoint"):
+        checkpoint.save(path, {"a": torch.zeros(1)}, {})
+    assert checkpoint.load(path)[0]["a"].item() == 1
+    with pytest.raises(UsageError, match="is a file"):
+        train_codec("compact-codec", frames(1), path, CODEC, loop(1), options=TINY)
 
 
 def test_target_rate_steers_the_distortion_weight(tmp_path: Path) -> None:
