@@ -48,7 +48,7 @@ def load_clip(
     """Load at most `frames` frames of a video, an image folder, or a text file of "IMAGE LABEL" lines.
 
     labels: a folder of label images (grey or palette: the stored number is the class), one for each image under the
-    same name without suffix (for a video: in sorted order, one a frame); or a text file of "IMAGE LABEL" lines that
+    same name without suffix (for a video: in natural order, one a frame); or a text file of "IMAGE LABEL" lines that
     names the source's images.
 
     Raises
@@ -143,10 +143,12 @@ def read_labels(path: Path, size: tuple[int, int]) -> Labels:
 
 
 def _labels_for(names: list[str] | None, where: Path, clip: Clip) -> Iterator[Labels]:
-    """The label image of each frame, by its name; in sorted order for a video, whose frames have none."""
+    """The label image of each frame, by its name; in natural order for a video, whose frames have none."""
+    from ..engine.sources.images import natural_key
+
     if where.is_dir():
-        files = sorted(file for file in where.iterdir() if file.suffix.lower() == ".png" and file.name[0] != ".")
-        by_name = {file.stem: file for file in files}
+        files = [file for file in where.iterdir() if file.suffix.lower() == ".png" and file.name[0] != "."]
+        by_name = {file.stem: file for file in sorted(files, key=lambda file: natural_key(file.name))}
     else:
         by_name = {image.stem: label for image, label in read_pairs(where)}
     ordered = list(by_name) if names is None else names

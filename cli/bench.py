@@ -92,12 +92,14 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=_progress(args),
     )
-    if args.record is not None:
-        report.append_row(Path(args.record), result)
-    if args.json:
-        _common.emit(result)
-    else:
-        sys.stdout.write(report.text(result))
+    try:
+        if args.record is not None:
+            report.append_row(Path(args.record), result)
+    finally:  # a record that cannot be written does not lose what took minutes to measure
+        if args.json:
+            _common.emit(result)
+        else:
+            sys.stdout.write(report.text(result))
     if args.plot is not None:
         plots.plot_bench(result, Path(args.plot))
     return 0

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,10 +93,11 @@ def shipped_clip() -> Path:
 
 def text(result: Result) -> str:
     """The table for people, with what stands around it."""
+    from ..benchmarks.report import table
     from ._arms import CHUNK
 
     head = ["arm", "ms/frame", "entropy", "decode", "segment", "fps", "bytes/frame", "bpp", "vs RGB24", "agreement"]
-    rows = [head]
+    rows = []
     for arm in result.arms:
         rows.append(
             [
@@ -116,7 +116,7 @@ def text(result: Result) -> str:
     lines = [
         f"{result.frames} frames of {result.width}x{result.height}, one at a time, {result.threads} thread(s)",
         "",
-        aligned(rows),
+        table(head, rows),
         "",
         f"sender: compress {sender['compress']:.1f} ms + entropy encode {sender['entropy_encode']:.1f} ms a frame",
         f"{first.name} against {second.name}: {second.milliseconds / first.milliseconds:.2f} times as fast, "
@@ -126,14 +126,3 @@ def text(result: Result) -> str:
     beyond = "" if result.jpeg_reached else ", where even quality 1 takes more than the codec"
     lines.append(f"jpeg: quality {low} to {high}, chosen for the codec's size every {CHUNK} frames{beyond}")
     return "\n".join(lines)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table: first column left, the others right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        return "  ".join([cells[0].ljust(widths[0]), *padded[1:]])
-
-    return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *(line(row) for row in rows[1:])])

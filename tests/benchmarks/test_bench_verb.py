@@ -49,6 +49,16 @@ def test_everything_at_once(
     assert "the output exists" in capsys.readouterr().err
 
 
+def test_result_survives_a_record_that_cannot_be_written(
+    frames: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(frames), "--bundle", str(tiny_bundle.path), "--rounds", "1", "--batch", "1", "--threads", "1"]
+    assert main(["bench", *argv, "--arms", "compressed", "--record", "/dev/full", "--json"]) == 7
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["type"] == "bench"
+    assert "cannot append" in captured.err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

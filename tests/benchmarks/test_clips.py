@@ -58,6 +58,21 @@ def test_single_image(folder: Path) -> None:
     assert values(clip.frames) == values(clip.labels) == [9]
 
 
+def test_labels_of_a_video_come_in_natural_order(folder: Path) -> None:
+    import av
+
+    path = folder / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    for value in (2, 9, 10):
+        Image.fromarray(np.full((16, 16), value, np.uint8)).save(folder / "lab" / f"f{value}.png")
+    assert values(load_clip(path, folder / "lab").labels) == [2, 9, 10]
+
+
 def test_palette_labels_keep_their_numbers(folder: Path) -> None:
     image = Image.fromarray(np.full((5, 7), 3, np.uint8), mode="L").convert("P")
     image.putpalette([200, 100, 50] * 256)
