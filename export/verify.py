@@ -30,7 +30,7 @@ from ..kernels.quantize import quantize
 if TYPE_CHECKING:
     from .onnx import Exported
 
-# Shares of positions that may differ between torch and the backend; measured shares are a hundredth of these.
+# Shares of positions that may differ between torch and the backend.
 MAX_SYMBOL_SHARE = 2e-3
 MAX_LABEL_SHARE = 2e-3
 MAX_LEVEL_SHARE = 2e-2  # decoded 8-bit values that differ by one level

@@ -17,8 +17,10 @@ from latentseg.export import verify
 from latentseg.export.assemble import export_bundle
 from latentseg.export.onnx import OPSET
 from latentseg.models import registry
+from latentseg.training import evaluate
 from latentseg.training.checkpoint import Weights
 from latentseg.training.data import camvid_classes
+from latentseg.training.train_segmenter import Encoder
 
 CODEC = {"channels": 6, "width": 8, "encoder_units": 1, "decoder_units": 1}
 NARROW = {"width": 8, "dilations": [1, 2]}
@@ -109,6 +111,10 @@ def test_deployed_models_agree_with_torch(bundle: Bundle, parts: dict[str, Weigh
         rgb8 = decompressor.frames(received, size)
     truth = (decoded * 255).round().permute(0, 2, 3, 1).numpy()[:, : size[0], : size[1]]
     assert np.abs(rgb8 - truth).max() <= 1
+    # What `eval` scores in torch is what is deployed.
+    for frame, labels, image in zip(frames, found, rgb8, strict=True):
+        assert (evaluate.predict(latent, Encoder(codec), frame) != labels).mean() < 5e-3
+        assert np.abs(evaluate.decoded_by(codec)(frame) - image.astype(np.int16)).max() <= 1
 
 
 def test_verify_passes_and_uses_the_reference(bundle: Bundle) -> None:

@@ -39,7 +39,11 @@ def test_cityscapes_ids_become_train_ids(cityscapes: Path) -> None:
     assert set(labels[0][1:].ravel()) == {0}
     assert set(labels[1][1:].ravel()) == {13}
     assert len(classes.names) == len(classes.colors) == 19
-    assert sorted(set(classes.mapping) - {255}) == list(range(19))
+    # All 34 ids of the published table, in order: the train id of each, 255 where it is not evaluated.
+    void = [255] * 7
+    trained = [0, 1, 255, 255, 2, 3, 4, 255, 255, 255, 5, 255, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 255, 255, 16, 17, 18]
+    assert classes.mapping[:34].tolist() == void + trained
+    assert set(classes.mapping[34:]) == {255}
 
 
 def test_cityscapes_missing_label(cityscapes: Path) -> None:
