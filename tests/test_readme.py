@@ -61,7 +61,7 @@ def test_commands_run(folder: Path) -> None:
     for name in ("drive.lseg", "labels.mp4", "decoded.mp4", "bench.png", "latent.lseg"):
         assert (folder / name).stat().st_size > 0
     assert len(list((folder / "label-pngs").glob("*.png"))) == 10
-    assert done.stdout.count('"type":"frame"') == 20
+    assert done.stdout.count('"type": "frame"') == 20
     assert np.array_equal(np.load(folder / "again.npy")[0], np.load(folder / "latent.npy"))
 
 
