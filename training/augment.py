@@ -37,7 +37,7 @@ def jitter(image: Tensor, rng: Rng, strength: float) -> Tensor:
     return image.clamp_(0, 1).pow(gamma)
 
 
-def random_patch(image: NDArray[np.uint8], size: int, rng: Rng, scales: tuple[float, float] = (0.5, 1.25)) -> Tensor:
+def random_patch(image: NDArray[np.uint8], size: int, rng: Rng, scales: tuple[float, float]) -> Tensor:
     """A square crop for codec training: a random window, rescaled by a factor from `scales`, flipped half the time.
 
     Returns float32 (3, size, size) in [0, 1]. Images smaller than the window are padded by edge replication.

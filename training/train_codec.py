@@ -29,13 +29,14 @@ class CodecConfig:
         towards it. None for networks without a rate model (the paper's), which train on distortion alone.
     patch, batch: side of the square crops and how many a step.
     scales: range of the random rescaling of the crops.
+    pca_patches: how many 8x8 patches the PCA start is fitted to.
     """
 
     target_bpp: float | None = None
     patch: int = 256
     batch: int = 8
-    scales: tuple[float, float] = (0.5, 1.25)
-    pca_patches: int = 200_000
+    scales: tuple[float, float] = (0.7, 1.2)
+    pca_patches: int = 20_000
 
     def __post_init__(self) -> None:
         if self.target_bpp is not None and not 0 < self.target_bpp < 24:
@@ -61,7 +62,7 @@ def sample_patches(frames: Sequence[NDArray[np.uint8]], side: int, count: int, s
 def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: CodecConfig, seed: int) -> None:
     """Data-dependent PCA start: of 8x8 patches for our codec, a hierarchy of 2x2 ones for the paper's."""
     if config.target_bpp is not None:
-        patches = sample_patches(frames, 8, config.pca_patches // 10, seed)
+        patches = sample_patches(frames, 8, config.pca_patches, seed)
         # The quantisation step that a transform code would use at this rate, within a factor of about two.
         codec.pca_init(F.pixel_unshuffle(patches, 8)[:, :, 0, 0], step=60.0 * (0.4 / config.target_bpp) ** 0.8)  # type: ignore[operator]
         return

@@ -45,7 +45,7 @@ def test_same_generator_same_view() -> None:
 def test_patch_of_any_image(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     for seed in range(5):
-        patch = random_patch(image, 64, np.random.default_rng(seed))
+        patch = random_patch(image, 64, np.random.default_rng(seed), (0.5, 1.25))
         assert patch.shape == (3, 64, 64)
         assert patch.min() >= 0
         assert patch.max() <= 1

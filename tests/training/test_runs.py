@@ -18,7 +18,7 @@ from latentseg.training.train_codec import CodecConfig, train_codec
 from latentseg.training.train_segmenter import SegmenterConfig, check_fit, class_weights, requantise, train_segmenter
 
 TINY = {"channels": 4, "width": 8, "encoder_units": 1, "decoder_units": 1}
-CODEC = CodecConfig(target_bpp=0.5, patch=32, batch=2, pca_patches=4000)
+CODEC = CodecConfig(target_bpp=0.5, patch=32, batch=2, pca_patches=400)
 SEGMENTER = SegmenterConfig(size=(24, 32), batch=2)
 NARROW = {"width": 8, "dilations": [1, 2]}
 
@@ -143,7 +143,7 @@ def test_checkpoint_that_cannot_be_written_keeps_the_old_one(tmp_path: Path) -> 
 def test_target_rate_steers_the_distortion_weight(tmp_path: Path) -> None:
     last = {}
     for target in (0.2, 1.5):
-        config = CodecConfig(target_bpp=target, patch=32, batch=2, pca_patches=4000)
+        config = CodecConfig(target_bpp=target, patch=32, batch=2, pca_patches=400)
         out = tmp_path / str(target)
         train_codec(
             "compact-codec", frames(4), out, config, loop(40, interval=20, lr=2e-3), options=TINY, progress=False
