@@ -68,11 +68,12 @@ def verify_export(
                 x = _input(model, compressor, (batch, height, width), frames, header)
                 with torch.no_grad():
                     expected = model.graph(x).numpy()
-                    again = model.graph(x[:1]).numpy()
-                actual, single = runtime.run(x.numpy()), runtime.run(x[:1].numpy())
+                actual = runtime.run(x.numpy())
                 where = f"{model.role} at {batch}x{height}x{width}"
                 row = _compare(model.role, where, actual, expected, header)
-                _compare(model.role, where + ", first frame alone", single, again, header)
+                if batch > 1:
+                    single = runtime.run(x[:1].numpy())
+                    _compare(model.role, where + ", first frame alone", single, expected[:1], header)
                 found.append({"shape": [batch, height, width], **row})
         results["models"][model.role] = found
     return results

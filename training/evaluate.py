@@ -56,15 +56,6 @@ def stream_header(
     )
 
 
-def stream_bytes(payloads: Sequence[bytes], header: StreamHeader) -> int:
-    """Size of a whole stream of these payloads."""
-    buffer = io.BytesIO()
-    writer = Writer(buffer, header)
-    for payload in payloads:
-        writer.write(payload)
-    return len(buffer.getvalue())
-
-
 @torch.no_grad()
 def evaluate_codec(
     codec: nn.Module, frames: Sequence[Frame], *, dictionary: str = "channel", progress: bool = True
@@ -86,7 +77,7 @@ def evaluate_codec(
         decoded = to_frame(codec.decompress(received), height, width)  # type: ignore[operator]
         rows["psnr"].append(metrics.psnr(frame, decoded))
         rows["ssim"].append(metrics.ssim(frame, decoded))
-        size = stream_bytes([payload], header) - stream_bytes([], header)
+        size = Writer(io.BytesIO(), header).write(payload)  # the payload with its framing
         rows["bpp"].append(metrics.bpp(size, height * width))
         if hasattr(codec, "rate_model"):
             bits = float(codec.rate_model(received))  # type: ignore[operator]
