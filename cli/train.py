@@ -1,25 +1,31 @@
-"""Train a codec or a segmenter.
+"""Train a codec, a segmenter, or both together.
 
     latentseg train codec --frames FOLDER --target-bpp 0.4 --steps 6000 --out runs/codec
     latentseg train segmenter --network compact-latent --codec runs/codec --data CAMVID --steps 3000 --out runs/latent
+    latentseg train joint --codec runs/codec --target-bpp 0.4 --data CAMVID --steps 3000 --out runs/joint
 
-A run's folder holds `log.jsonl` (a line an interval), `state.safetensors` (for --resume after a kill) and, at the end,
-`model.safetensors` (averaged weights), which `eval` and `export` take.
+`joint` goes on with a trained codec while a segmenter of its latents learns, so that bits go where classes need them;
+its results are RUN/codec and RUN/segmenter. A run's folder holds `log.jsonl` (a line an interval), `state.safetensors`
+(for --resume after a kill) and, at the end, `model.safetensors` (averaged weights), which `eval` and `export` take.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError, missing_extra
 from . import _common
 
-HELP = "train a codec or a segmenter"
+if TYPE_CHECKING:
+    from ..training.loop import LoopConfig
+
+HELP = "train a codec, a segmenter, or both together"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter")
+    sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter|joint")
     codec = sub.add_parser("codec", help="a codec, on any folder of images or videos", allow_abbrev=False)
     codec.add_argument("--network", default="compact-codec", help="registry name (default: %(default)s)")
     codec.add_argument("--frames", required=True, metavar="PATH", help="folder of images or videos, or a video file")
@@ -44,14 +50,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     segmenter = sub.add_parser("segmenter", help="a segmenter, on a labelled data set", allow_abbrev=False)
     segmenter.add_argument("--network", default="compact-latent", help="registry name (default: %(default)s)")
     segmenter.add_argument("--codec", type=Path, metavar="RUN", help="the frozen codec of a latent segmenter")
-    segmenter.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
-    segmenter.add_argument("--layout", default="camvid", help="camvid or cityscapes (default: %(default)s)")
-    segmenter.add_argument("--split", default="train", help="default: %(default)s")
-    segmenter.add_argument(
+    _add_labelled(segmenter)
+    _add_loop(segmenter, lr=1e-3, weight_decay=0.02)
+
+    joint = sub.add_parser("joint", help="a segmenter of latents and its codec, together", allow_abbrev=False)
+    joint.add_argument("--network", default="compact-latent", help="the segmenter (default: %(default)s)")
+    joint.add_argument("--codec", required=True, type=Path, metavar="RUN", help="the trained codec to go on with")
+    joint.add_argument(
+        "--target-bpp", required=True, type=float, metavar="BPP", help="rate that training holds the codec to"
+    )
+    joint.add_argument(
+        "--task-weight", type=float, default=2.0, metavar="W",
+        help="weight of the segmentation loss against rate and distortion (default: %(default)s)",
+    )  # fmt: skip
+    joint.add_argument(
+        "--teacher", type=Path, metavar="RUN", help="an RGB segmenter whose probabilities to learn as well"
+    )
+    _add_labelled(joint)
+    _add_loop(joint, lr=1e-3, weight_decay=0.02)
+
+
+def _add_labelled(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
+    parser.add_argument("--layout", default="camvid", help="camvid or cityscapes (default: %(default)s)")
+    parser.add_argument("--split", default="train", help="default: %(default)s")
+    parser.add_argument(
         "--size", type=_common.positive, nargs=2, default=(360, 480), metavar=("H", "W"),
         help="canvas of the augmented views (default: 360 480)",
     )  # fmt: skip
-    _add_loop(segmenter, lr=1e-3, weight_decay=0.02)
 
 
 def _add_loop(parser: argparse.ArgumentParser, lr: float, weight_decay: float) -> None:
@@ -85,12 +111,12 @@ def run(args: argparse.Namespace) -> int:
         steps=args.steps, seed=args.seed, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
         interval=args.interval, bf16=not args.fp32, threads=args.threads,
     )  # fmt: skip
-    path = _codec(args, loop) if args.what == "codec" else _segmenter(args, loop)
-    _common.note(args, f"wrote {path}")
+    paths = {"codec": _codec, "segmenter": _segmenter, "joint": _joint}[args.what](args, loop)
+    _common.note(args, f"wrote {' and '.join(str(path) for path in paths)}")
     return 0
 
 
-def _codec(args: argparse.Namespace, loop: object) -> Path:
+def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     from ..training.data import read_frames
     from ..training.train_codec import CodecConfig, train_codec
 
@@ -100,20 +126,40 @@ def _codec(args: argparse.Namespace, loop: object) -> Path:
     config = CodecConfig(target_bpp=args.target_bpp, patch=args.patch, batch=args.batch, scales=(lo, hi))
     frames = read_frames(Path(args.frames), every=args.every)
     options = {} if args.channels is None else {"channels": args.channels}
-    return train_codec(
-        args.network, frames, args.out, config, loop, options=options, init=args.init, resume=args.resume,  # type: ignore[arg-type]
+    path = train_codec(
+        args.network, frames, args.out, config, loop, options=options, init=args.init, resume=args.resume,
         progress=not args.quiet, data_note=f"{len(frames)} frames of {Path(args.frames).name}",
     )  # fmt: skip
+    return (path,)
 
 
-def _segmenter(args: argparse.Namespace, loop: object) -> Path:
+def _segmenter(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     from ..training.data import labelled, read_pairs
     from ..training.train_segmenter import SegmenterConfig, train_segmenter
 
     classes, pairs = labelled(args.layout, args.data, args.split)
     images, labels = read_pairs(pairs, classes)
     config = SegmenterConfig(size=tuple(args.size), batch=args.batch)
-    return train_segmenter(
-        args.network, images, labels, len(classes.names), args.out, config, loop, codec=args.codec,  # type: ignore[arg-type]
+    path = train_segmenter(
+        args.network, images, labels, len(classes.names), args.out, config, loop, codec=args.codec,
         resume=args.resume, progress=not args.quiet, data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
+    )  # fmt: skip
+    return (path,)
+
+
+def _joint(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
+    from ..training.data import labelled, read_pairs
+    from ..training.train_codec import CodecConfig
+    from ..training.train_joint import JointConfig, train_joint
+    from ..training.train_segmenter import SegmenterConfig
+
+    segmenter_config = SegmenterConfig(size=tuple(args.size), batch=args.batch)
+    codec_config = CodecConfig(target_bpp=args.target_bpp, batch=max(1, args.batch // 2))
+    config = JointConfig(task_weight=args.task_weight)
+    classes, pairs = labelled(args.layout, args.data, args.split)
+    images, labels = read_pairs(pairs, classes)
+    return train_joint(
+        args.network, images, labels, len(classes.names), args.out, segmenter_config, codec_config, config, loop,
+        codec=args.codec, teacher=args.teacher, resume=args.resume, progress=not args.quiet,
+        data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
     )  # fmt: skip

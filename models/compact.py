@@ -102,10 +102,12 @@ class CompactCodec(nn.Module):
     Attributes
     ----------
     stride: source pixels per latent position, per axis.  channels: of the latent.  bits: of one symbol.
+    tile: (rows, columns) of a lane of its streams: large, since its symbols have less than two bits each.
     scaling: ("fixed", lo, hi) with hi - lo = 2**bits - 1, so that equation 2 of the driving paper is plain rounding.
     """
 
     stride = STRIDE
+    tile = (48, 64)
 
     def __init__(
         self, channels: int = 32, width: int = 128, encoder_units: int = 2, decoder_units: int = 3, bits: int = 8
@@ -247,7 +249,12 @@ def compact_rgb_segmenter(
 def compact_latent_segmenter(
     classes: int = 11, channels: int = 32, width: int = 128, dilations: Sequence[int] = DILATIONS
 ) -> CompactSegmenter:
-    """The registry's "compact-latent": one 3x3 convolution from the latent's channels, then the shared trunk."""
+    """The registry's "compact-latent": two 3x3 convolutions from the latent's channels, then the shared trunk."""
     # The latent's channels differ in scale a hundredfold (DC against the highest frequency): normalise them first.
-    entry = nn.Sequential(nn.BatchNorm2d(channels, affine=False), ConvBnRelu(channels, width))
+    # The entry costs a little less than that of "compact-rgb", so that the pair's costs differ by the decoding alone.
+    entry = nn.Sequential(
+        nn.BatchNorm2d(channels, affine=False),
+        ConvBnRelu(channels, 3 * width // 4),
+        ConvBnRelu(3 * width // 4, width),
+    )
     return CompactSegmenter(entry, STRIDE, classes, width, dilations)

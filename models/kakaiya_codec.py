@@ -64,6 +64,7 @@ class KakaiyaCodec(nn.Module):
             raise UsageError(f"bits per symbol must lie in 1..8, not {bits}")
         self.d = d
         self.stride = 2 ** (d + 1)
+        self.tile = (14, 32)  # of a lane of its streams: some 3.3 bits a symbol
         self.channels = CHANNELS
         self.bits = bits
         self.scaling: tuple[str, float, float] = ("tensor", 0.0, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ from tqdm import tqdm
 
 from ..errors import ArtifactError, InputError, OutputError, UsageError
 from . import checkpoint
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of a run that has its own pace: its share of the learning rate, its weight decay, its own clipping."""
+
+    module: nn.Module
+    weight_decay: float
+    lr_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,15 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.lr * share
 
 
+def _groups(part: Part) -> list[dict[str, Any]]:
+    """A part's parameters for the optimizer: weight decay acts on the weights, not on biases and norms."""
+    trained = [p for p in part.module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": part.weight_decay, "share": part.lr_share},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "share": part.lr_share},
+    ]
+
+
 def _differences(found: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """What differs between a run's stored settings and the ones asked for, leaf by leaf."""
     for key in sorted(found.keys() | expected.keys()):
@@ -78,6 +96,7 @@ class Run:
     folder: made if missing. An existing state needs `resume=True`, and the same settings but for the number of threads.
     network, options: what the weights are of (registry).
     module: the network that is trained and averaged.
+    parts: its modules, where they are to learn at different paces; by default the module is one part.
     settings: everything that decides the result; stored, and compared on resume.
     extra: scalars of the trainer's own that must survive a resume (a rate controller, say).
     """
@@ -93,16 +112,13 @@ class Run:
         *,
         resume: bool = False,
         extra: dict[str, float] | None = None,
+        parts: Sequence[Part] | None = None,
     ) -> None:
         self.folder, self.network, self.options, self.module, self.config = folder, network, options, module, config
         self.settings = {**settings, "loop": {k: v for k, v in asdict(config).items() if k != "threads"}}
         self.extra = dict(extra or {})
-        decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=config.lr,
-        )
+        self.parts = parts or [Part(module, config.weight_decay)]
+        self.optimizer = torch.optim.AdamW([group for part in self.parts for group in _groups(part)], lr=config.lr)
         self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.step = 0
         self.seconds = 0.0
@@ -160,8 +176,8 @@ class Run:
                 else:
                     kept.copy_(value)
 
-    def train(self, losses: Callable[[int], tuple[Tensor, dict[str, float]]], *, progress: bool = True) -> Path:
-        """Run to the last step; `losses(step)` gives the loss and figures to log. Returns the weights' path."""
+    def train(self, losses: Callable[[int], tuple[Tensor, dict[str, float]]], *, progress: bool = True) -> None:
+        """Run to the last step; `losses(step)` gives the loss and figures to log."""
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.module.train()
@@ -173,7 +189,7 @@ class Run:
         try:
             while self.step < self.config.steps:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(self.config, self.step)
+                    group["lr"] = learning_rate(self.config, self.step) * group["share"]
                 torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout, too, is a function of the step
                 loss, figures = losses(self.step)
                 if not torch.isfinite(loss):
@@ -183,7 +199,8 @@ class Run:
                     )
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+                for part in self.parts:
+                    nn.utils.clip_grad_norm_(part.module.parameters(), self.config.clip_norm)
                 self.optimizer.step()
                 self.step += 1
                 self._average_in()
@@ -207,11 +224,22 @@ class Run:
         finally:
             bar.close()
             log.close()
-        return self.save_weights()
 
     def save_weights(self) -> Path:
-        """Write the averaged weights as the run's result."""
-        path = self.folder / "model.safetensors"
-        facts = {"settings": self.settings, "steps": self.step, "seconds": round(self.seconds, 1), **self.extra}
-        checkpoint.save_weights(path, self.network, self.options, self.average, facts)
+        """Write the averaged weights as the run's result, and return their path."""
+        return self.save_part("", self.folder, self.network, self.options)
+
+    def save_part(
+        self, prefix: str, folder: Path, network: str, options: dict[str, Any], more: dict[str, Any] | None = None
+    ) -> Path:
+        """Write the averaged weights under `prefix` as a network of their own, and return their path.
+
+        more: settings that are known only now, stored beside the run's.
+        """
+        path = folder / "model.safetensors"
+        tensors = {k.removeprefix(prefix): v for k, v in self.average.items() if k.startswith(prefix)}
+        settings = {**self.settings, **(more or {})}
+        facts = {"settings": settings, "steps": self.step, "seconds": round(self.seconds, 1), **self.extra}
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_weights(path, network, options, tensors, facts)
         return path

@@ -65,11 +65,60 @@ def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: Co
         patches = sample_patches(frames, 8, config.pca_patches, seed)
         # The quantisation step that a transform code would use at this rate, within a factor of about two.
         codec.pca_init(F.pixel_unshuffle(patches, 8)[:, :, 0, 0], step=60.0 * (0.4 / config.target_bpp) ** 0.8)  # type: ignore[operator]
+        side = min(64, *(min(f.shape[:2]) // 8 * 8 for f in frames))
+        with torch.no_grad():
+            z = codec.compress(sample_patches(frames, side, 64, seed))  # type: ignore[operator]
+        codec.rate_model.choose(z.round())  # type: ignore[operator, union-attr]
         return
     from ..models.kakaiya_codec import pca_init
 
     side = min(128, *(min(f.shape[:2]) for f in frames))
     pca_init(codec, sample_patches(frames, side, 64, seed))  # type: ignore[arg-type]
+
+
+class RateDistortion:
+    """The loss MSE * lambda + bpp of a codec with a rate model, lambda steered so that the bpp meets a target.
+
+    MSE is in units of (1/255)^2, bpp is the rate model's. The controller's state lives in `state`, a run's `extra`.
+    """
+
+    def __init__(self, codec: nn.Module, target_bpp: float, state: dict[str, float]) -> None:
+        self.codec, self.target, self.state = codec, target_bpp, state
+
+    @staticmethod
+    def start(target_bpp: float, trained: dict[str, Any] | None = None) -> dict[str, float]:
+        """The controller's state before the first step. trained: facts of the weights that training starts from."""
+        return {"log_lambda": (trained or {}).get("log_lambda", math.log(0.003)), "smooth_bpp": target_bpp}
+
+    def __call__(self, x: Tensor, *, bf16: bool, steer: bool) -> tuple[Tensor, dict[str, float]]:
+        """Loss and figures of a batch of RGB crops, float32 (N, 3, H, W) in [0, 1]. steer: let lambda move."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            z = self.codec.quantised(self.codec.compress(x).float())  # type: ignore[operator]
+            decoded = self.codec.decompress(z)  # type: ignore[operator]
+        mse = F.mse_loss(decoded.float(), x)
+        bpp = self.codec.rate_model(z) / (x.shape[0] * x.shape[2] * x.shape[3])  # type: ignore[operator]
+        smooth = self.state["smooth_bpp"] = 0.98 * self.state["smooth_bpp"] + 0.02 * bpp.item()
+        # An integral controller on log(lambda): above the target the distortion must count for less. It is slower than
+        # the network (which answers within some 200 steps), and waits until the start is over, so that it settles.
+        if steer:
+            error = (self.target - smooth) / self.target
+            self.state["log_lambda"] += 0.006 * max(-0.5, min(0.5, error))
+        weight = math.exp(self.state["log_lambda"])
+        return mse * 255.0**2 * weight + bpp, {"psnr": _psnr(mse), "bpp": bpp.item(), "lambda": weight}
+
+
+def _psnr(mse: Tensor) -> float:
+    return -10 * math.log10(max(mse.item(), 1e-10))
+
+
+def crops(frames: Sequence[NDArray[np.uint8]], config: CodecConfig, rng: np.random.Generator) -> Tensor:
+    """One step's batch of random crops, float32 (batch, 3, patch, patch) in [0, 1]."""
+    return torch.stack(
+        [
+            random_patch(frames[int(rng.integers(len(frames)))], config.patch, rng, config.scales)
+            for _ in range(config.batch)
+        ]
+    )
 
 
 def train_codec(
@@ -114,37 +163,18 @@ def train_codec(
     }
     run = Run(
         folder, network, options, codec, loop, settings, resume=resume,
-        extra={"log_lambda": math.log(0.003), "smooth_bpp": config.target_bpp or 0.0},
+        extra={} if config.target_bpp is None else RateDistortion.start(config.target_bpp),
     )  # fmt: skip
+    objective = None if config.target_bpp is None else RateDistortion(codec, config.target_bpp, run.extra)
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = step_rng(loop.seed, step)
-        x = torch.stack(
-            [
-                random_patch(frames[int(rng.integers(len(frames)))], config.patch, rng, config.scales)
-                for _ in range(config.batch)
-            ]
-        )
+        x = crops(frames, config, step_rng(loop.seed, step))
+        if objective is not None:
+            return objective(x, bf16=loop.bf16, steer=step >= loop.warmup)
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
-            z = codec.compress(x)  # type: ignore[operator]
-            if rate_model is None:
-                decoded = codec.decompress(z)  # type: ignore[operator]
-            else:
-                z = codec.quantised(z.float())  # type: ignore[operator]
-                decoded = codec.decompress(z)  # type: ignore[operator]
+            decoded = codec.decompress(codec.compress(x))  # type: ignore[operator]
         mse = F.mse_loss(decoded.float(), x)
-        psnr = -10 * math.log10(max(mse.item(), 1e-10))
-        if rate_model is None:
-            return mse * 255.0, {"psnr": psnr}
-        bpp = rate_model(z) / (x.shape[0] * x.shape[2] * x.shape[3])
-        assert config.target_bpp is not None
-        smooth = run.extra["smooth_bpp"] = 0.98 * run.extra["smooth_bpp"] + 0.02 * bpp.item()
-        # An integral controller on log(lambda): above the target the distortion must count for less. It is slower than
-        # the network (which answers within some 200 steps), and waits until the start is over, so that it settles.
-        if step >= loop.warmup:
-            error = (config.target_bpp - smooth) / config.target_bpp
-            run.extra["log_lambda"] += 0.006 * max(-0.5, min(0.5, error))
-        loss = mse * 255.0**2 * math.exp(run.extra["log_lambda"]) + bpp
-        return loss, {"psnr": psnr, "bpp": bpp.item(), "lambda": math.exp(run.extra["log_lambda"])}
+        return mse * 255.0, {"psnr": _psnr(mse)}
 
-    return run.train(losses, progress=progress)
+    run.train(losses, progress=progress)
+    return run.save_weights()

@@ -95,6 +95,47 @@ def check_fit(segmenter: nn.Module, codec: nn.Module, name: str) -> None:
         raise ArtifactError(f"'{name}' does not take latents of {codec.channels} channels") from None
 
 
+class SegmentationLoss:
+    """Weighted cross-entropy at full resolution; with an auxiliary head, that one's loss times `aux_weight` on top."""
+
+    def __init__(self, segmenter: nn.Module, weight: Tensor, aux_weight: float) -> None:
+        self.segmenter, self.weight, self.aux_weight = segmenter, weight, aux_weight
+
+    def __call__(self, out: Tensor | tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        """out: the segmenter's logits, or (logits, auxiliary logits). target: int64 (N, H, W)."""
+        if isinstance(out, tuple):
+            return self._one(out[0], target) + self.aux_weight * self._one(out[1], target)
+        return self._one(out, target)
+
+    def _one(self, logits: Tensor, target: Tensor) -> Tensor:
+        full = F.interpolate(
+            logits.float(), size=target.shape[1:], mode="bilinear", align_corners=bool(self.segmenter.align_corners)
+        )
+        return F.cross_entropy(full, target, weight=self.weight, ignore_index=IGNORE)
+
+
+def views(
+    images: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.uint8]],
+    config: SegmenterConfig,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """One step's batch of augmented views: float32 (batch, 3, h, w) in [0, 1] and int64 (batch, h, w)."""
+    batch = []
+    for _ in range(config.batch):
+        index = int(rng.integers(len(images)))
+        batch.append(random_view(images[index], labels[index], config.size, rng, config.scales, config.jitter))
+    return torch.stack([view for view, _ in batch]), torch.stack([label for _, label in batch])
+
+
+def check_data(size: tuple[int, int], stride: int, labels: Sequence[NDArray[np.uint8]]) -> None:
+    """Raise UsageError for a canvas that the stride does not divide, InputError for labels without any class."""
+    if any(side % stride for side in size):
+        raise UsageError(f"a canvas of {size[0]}x{size[1]}, expected multiples of {stride}")
+    if all((label == IGNORE).all() for label in labels):
+        raise InputError("no pixel of any label has a class", hint="check the labels, and --layout")
+
+
 def train_segmenter(
     network: str,
     images: Sequence[NDArray[np.uint8]],
@@ -132,40 +173,22 @@ def train_segmenter(
         if network == "compact-latent":
             options.setdefault("channels", frozen.channels)
     stride = 8 if frozen is None else int(frozen.stride)  # type: ignore[arg-type]
-    if any(side % stride for side in config.size):
-        raise UsageError(f"a canvas of {config.size[0]}x{config.size[1]}, expected multiples of {stride}")
-    if all((label == IGNORE).all() for label in labels):
-        raise InputError("no pixel of any label has a class", hint="check the labels, and --layout")
+    check_data(config.size, stride, labels)
     torch.manual_seed(loop.seed)
     module = registry.create(network, **options)
     if frozen is not None:
         check_fit(module, frozen, network)
     encoder = Encoder(frozen)
     weight = class_weights(labels, classes, config.class_weight_power)
+    objective = SegmentationLoss(module, weight, config.aux_weight)
     settings = {"segmenter": {k: v for k, v in vars(config).items()}, "data": data_note, "codec": codec_id}
     run = Run(folder, network, options, module, loop, settings, resume=resume)
 
-    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        full = F.interpolate(
-            logits.float(), size=target.shape[1:], mode="bilinear", align_corners=bool(module.align_corners)
-        )
-        return F.cross_entropy(full, target, weight=weight, ignore_index=IGNORE)
-
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = step_rng(loop.seed, step)
-        views = []
-        for _ in range(config.batch):
-            index = int(rng.integers(len(images)))
-            views.append(random_view(images[index], labels[index], config.size, rng, config.scales, config.jitter))
-        x = torch.stack([view for view, _ in views])
-        target = torch.stack([label for _, label in views])
+        x, target = views(images, labels, config, step_rng(loop.seed, step))
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
             out = module(encoder(x))
-        if isinstance(out, tuple):
-            logits, aux = out
-            loss = cross_entropy(logits, target) + config.aux_weight * cross_entropy(aux, target)
-        else:
-            loss = cross_entropy(out, target)
-        return loss, {}
+        return objective(out, target), {}
 
-    return run.train(losses, progress=progress)
+    run.train(losses, progress=progress)
+    return run.save_weights()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from latentseg.cli import main
+from latentseg.training import checkpoint
 
 LOOP = ["--steps", "2", "--batch", "2", "--interval", "1", "--warmup", "1", "--threads", "1", "-q"]
 
@@ -109,6 +110,79 @@ def test_train_again_needs_resume(work: Path, capsys: pytest.CaptureFixture[str]
     assert "--resume" in capsys.readouterr().err
     assert main([*argv, "--resume"]) == 0
     assert main(["train", "codec", "--frames", str(work / "none"), "--out", str(work / "x"), *LOOP]) == 3
+
+
+@pytest.fixture(scope="module")
+def joint(work: Path) -> Path:
+    """A run of joint training, taught by the RGB segmenter."""
+    out = work / "joint"
+    argv = ["train", "joint", "--codec", str(work / "codec"), "--target-bpp", "0.4", "--teacher", str(work / "rgb")]
+    argv += ["--data", str(work / "data"), "--size", "40", "48", "--task-weight", "3", "--out", str(out)]
+    assert main([*argv, *LOOP]) == 0
+    return out
+
+
+def test_train_joint_gives_a_codec_and_its_segmenter(
+    work: Path, joint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec, segmenter, data = joint / "codec", joint / "segmenter", ["--data", str(work / "data"), "--split", "train"]
+    assert scores(capsys, "eval", "segmenter", str(segmenter), "--codec", str(codec), *data)["frames"] == 3
+    # The codec that it began with is another one, and so is the segmenter that goes with it.
+    for weights, wrong in ((segmenter, work / "codec"), (work / "latent", codec)):
+        assert main(["eval", "segmenter", str(weights), "--codec", str(wrong), *data, "-q"]) == 2
+        assert "the segmenter was trained on codec" in capsys.readouterr().err
+    argv = ["export", "--codec", str(work / "codec"), "--segmenter", str(segmenter), "-o", str(work / "mixed"), "-q"]
+    assert main(argv) == 4
+    assert "trained on the latents of codec" in capsys.readouterr().err
+    settings = checkpoint.load_weights(segmenter).facts["settings"]
+    assert settings["joint"]["task_weight"] == 3
+    assert settings["crops"]["target_bpp"] == 0.4
+    assert settings["crops"]["batch"] == 1  # half of the views'
+
+
+def test_train_joint_says_what_it_wrote_and_resumes(
+    work: Path, joint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", "joint", "--codec", str(work / "codec"), "--target-bpp", "0.4", "--teacher", str(work / "rgb")]
+    argv += ["--data", str(work / "data"), "--size", "40", "48", "--task-weight", "3", "--out", str(joint), *LOOP]
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([a for a in argv if a != "-q"] + ["--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    paths = [joint / part / "model.safetensors" for part in ("codec", "segmenter")]
+    assert f"wrote {paths[0]} and {paths[1]}\n" in err
+
+
+def test_train_joint_refuses_bad_arguments(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = {"--codec": str(work / "codec"), "--target-bpp": "0.4", "--data": str(work / "data"), "--size": "40 48"}
+    cases: list[tuple[dict[str, str], int, str]] = [
+        ({"--target-bpp": ""}, 2, "the following arguments are required: --target-bpp"),
+        ({"--codec": ""}, 2, "the following arguments are required: --codec"),
+        ({"--target-bpp": "0", "--data": "nowhere"}, 2, "a target of 0.0 bpp"),
+        ({"--task-weight": "nan", "--data": "nowhere"}, 2, "a task weight of nan"),
+        ({"--network": "compact-rgb"}, 2, "'compact-rgb' is not a segmenter of latents"),
+        ({"--size": "40 44"}, 2, "a canvas of 40x44"),
+        ({"--data": "nowhere"}, 3, "no split 'train' in nowhere"),
+        ({"--codec": "nowhere"}, 3, "no such checkpoint"),
+        ({"--codec": str(work / "rgb")}, 4, "holds a rgb_segmenter"),
+        ({"--teacher": str(work / "latent")}, 4, "holds a latent_segmenter"),
+    ]
+    for changes, code, message in cases:
+        words = [word for k, v in {**run, **changes}.items() if v for word in (k, *v.split())]
+        assert main(["train", "joint", *words, "--out", str(work / "bad"), *LOOP]) == code, changes
+        assert message in capsys.readouterr().err
+    assert not (work / "bad").exists()
+
+
+def test_help_of_train_joint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "joint", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: latentseg train joint")
+    assert all(option in shown for option in ("--codec", "--target-bpp", "--task-weight", "--teacher", "--resume"))
+    assert main(["train", "jiont"]) == 2
+    assert "joint" in capsys.readouterr().err
 
 
 def test_export_then_verify_and_run(work: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

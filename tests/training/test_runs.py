@@ -2,77 +2,61 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from _tiny_runs import CODEC, NARROW, SEGMENTER, TINY, Counted, KilledError, frames, labels, loop, rows, weights
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from latentseg.errors import ArtifactError, InputError, OutputError, UsageError
 from latentseg.models import registry
 from latentseg.training import checkpoint
-from latentseg.training.loop import LoopConfig, learning_rate, step_rng
-from latentseg.training.train_codec import CodecConfig, train_codec
-from latentseg.training.train_segmenter import SegmenterConfig, check_fit, class_weights, requantise, train_segmenter
-
-TINY = {"channels": 4, "width": 8, "encoder_units": 1, "decoder_units": 1}
-CODEC = CodecConfig(target_bpp=0.5, patch=32, batch=2, pca_patches=400)
-SEGMENTER = SegmenterConfig(size=(24, 32), batch=2)
-NARROW = {"width": 8, "dilations": [1, 2]}
-
-
-def loop(steps: int, **changes: object) -> LoopConfig:
-    return LoopConfig(**{"steps": steps, "warmup": 2, "interval": 2, "bf16": False, "threads": 1, **changes})  # type: ignore[arg-type]
-
-
-def frames(count: int, height: int = 40, width: int = 56) -> list[NDArray[np.uint8]]:
-    """Smooth frames with a moving edge."""
-    y, x = np.mgrid[:height, :width]
-    return [
-        np.stack([(x * 3 + 9 * i) % 256, (y * 5) % 256, 255 * (x > 10 + i)], -1).astype(np.uint8) for i in range(count)
-    ]
-
-
-def labels(count: int) -> list[NDArray[np.uint8]]:
-    return [(f[..., 2] // 255).astype(np.uint8) for f in frames(count)]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(path)[0]
+from latentseg.training.augment import to_float
+from latentseg.training.loop import LoopConfig, Part, Run, learning_rate, step_rng
+from latentseg.training.train_codec import CodecConfig, RateDistortion, initialise, train_codec
+from latentseg.training.train_segmenter import (
+    SegmentationLoss,
+    SegmenterConfig,
+    check_fit,
+    class_weights,
+    requantise,
+    train_segmenter,
+)
 
 
 def test_codec_run_and_resume_are_the_same(tmp_path: Path) -> None:
     whole = train_codec("compact-codec", frames(3), tmp_path / "a", CODEC, loop(6), options=TINY, progress=False)
     # The same run, killed after the checkpoint at step 4 (its loop raises), then resumed.
-    killed = tmp_path / "b"
-
-    class KilledError(Exception):
-        pass
-
-    def kill(run_frames: list[NDArray[np.uint8]], seen: list[int]) -> list[NDArray[np.uint8]]:
-        class Frames(list):  # type: ignore[type-arg]
-            def __getitem__(self, index: object) -> object:
-                seen.append(1)
-                if len(seen) > stop:
-                    raise KilledError
-                return super().__getitem__(index)  # type: ignore[index]
-
-        return Frames(run_frames)
-
-    stop = 10**9
-    seen: list[int] = []
-    with_count = kill(frames(3), seen)
-    train_codec("compact-codec", with_count, tmp_path / "count", CODEC, loop(4), options=TINY, progress=False)
-    stop = len(seen) + 3  # in the second half of step 6: step 5 is lost, the checkpoint of step 4 is not
+    killed, counted = tmp_path / "b", Counted(frames(3))
+    train_codec("compact-codec", counted, tmp_path / "count", CODEC, loop(4), options=TINY, progress=False)
+    mortal = Counted(frames(3), last=counted.taken + 3)  # in step 6: step 5 is lost, the checkpoint of step 4 is not
     with pytest.raises(KilledError):
-        train_codec("compact-codec", kill(frames(3), []), killed, CODEC, loop(6), options=TINY, progress=False)
+        train_codec("compact-codec", mortal, killed, CODEC, loop(6), options=TINY, progress=False)
     assert not (killed / "model.safetensors").exists()
-    assert [json.loads(line)["step"] for line in (killed / "log.jsonl").read_text().splitlines()] == [2, 4]
+    assert [row["step"] for row in rows(killed)] == [2, 4]
     resumed = train_codec("compact-codec", frames(3), killed, CODEC, loop(6), options=TINY, resume=True, progress=False)
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(resumed)[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_the_start_chooses_which_channels_are_predicted() -> None:
+    codec = registry.create("compact-codec", **TINY)
+    initialise(codec, frames(3), CODEC, seed=0)
+    found = codec.rate_model.predicted.flatten()  # type: ignore[union-attr]
+    assert found[0] == 1.0  # the brightness of ramps; without the choice it would be 0
+    # The same choice on whole frames, where a channel's errors are then smaller.
+    with torch.no_grad():
+        z = codec.compress(torch.stack([to_float(f) for f in frames(3)])).round()  # type: ignore[operator]
+        codec.rate_model.choose(z)  # type: ignore[operator, union-attr]
+    assert torch.equal(codec.rate_model.predicted.flatten()[:2], found[:2])  # type: ignore[union-attr]
+    # Frames of one single patch have nothing to predict from.
+    initialise(codec, frames(600, 8, 15), CODEC, seed=0)
+    assert not codec.rate_model.predicted.any()  # type: ignore[operator, union-attr]
 
 
 def test_existing_run_and_changed_settings_are_refused(tmp_path: Path) -> None:
@@ -142,18 +126,52 @@ def test_checkpoint_that_cannot_be_written_keeps_the_old_one(tmp_path: Path) -> 
 
 def test_target_rate_steers_the_distortion_weight(tmp_path: Path) -> None:
     last = {}
-    for target in (0.2, 1.5):
+    for target in (0.05, 1.5):
         config = CodecConfig(target_bpp=target, patch=32, batch=2, pca_patches=400)
         out = tmp_path / str(target)
         train_codec(
             "compact-codec", frames(4), out, config, loop(40, interval=20, lr=2e-3), options=TINY, progress=False
         )
-        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        last[target] = rows[-1]
-    assert last[0.2]["bpp"] < last[1.5]["bpp"]
-    # 0.3 bpp is too much for the one, so its distortion must count for less, and too little for the other.
-    assert last[0.2]["lambda"] < 0.003 < last[1.5]["lambda"]
-    assert last[0.2]["psnr"] < last[1.5]["psnr"]
+        last[target] = rows(out)[-1]
+    assert last[0.05]["bpp"] < last[1.5]["bpp"]
+    # 0.1 bpp is too much for the one, so its distortion must count for less, and too little for the other.
+    assert last[0.05]["lambda"] < 0.003 < last[1.5]["lambda"]
+    assert last[0.05]["psnr"] < last[1.5]["psnr"]
+
+
+class PlainCodec(nn.Module):
+    """A codec that rounds twice the image; its rate model says that a symbol of size n takes n bits."""
+
+    def compress(self, x: Tensor) -> Tensor:
+        return x * 2
+
+    def quantised(self, z: Tensor) -> Tensor:
+        return z.round()
+
+    def decompress(self, z: Tensor) -> Tensor:
+        return z / 2
+
+    def rate_model(self, z: Tensor) -> Tensor:
+        return z.abs().sum()
+
+
+def test_rate_distortion_by_hand() -> None:
+    x = torch.full((1, 3, 2, 2), 0.5)
+    x[0, 0] = 0.6  # 1.2, rounded to 1, decoded to 0.5
+    mse, bpp = 0.01 / 3, 12 / 4
+    for target, steer, step in ((1.0, False, 0.0), (1.0, True, -0.5 * 0.006), (3.1, True, None)):
+        state = {"log_lambda": 0.25, "smooth_bpp": 2.0 if target == 1.0 else 3.0}
+        smooth = 0.98 * state["smooth_bpp"] + 0.02 * bpp
+        if step is None:  # near enough to the target that the step is not limited
+            step = 0.006 * (target - smooth) / target
+            assert 0 < step < 0.001
+        loss, figures = RateDistortion(PlainCodec(), target, state)(x, bf16=False, steer=steer)
+        assert state == pytest.approx({"log_lambda": 0.25 + step, "smooth_bpp": smooth})
+        weight = math.exp(0.25 + step)
+        assert loss.item() == pytest.approx(mse * 255**2 * weight + bpp, rel=1e-5)
+        assert figures == pytest.approx({"psnr": -10 * math.log10(mse), "bpp": bpp, "lambda": weight}, rel=1e-5)
+    assert RateDistortion.start(0.7) == {"log_lambda": math.log(0.003), "smooth_bpp": 0.7}
+    assert RateDistortion.start(0.7, {"log_lambda": -4.0, "smooth_bpp": 9.0}) == {"log_lambda": -4.0, "smooth_bpp": 0.7}
 
 
 @pytest.mark.parametrize("latent", [False, True])
@@ -165,8 +183,8 @@ def test_segmenter_learns(tmp_path: Path, latent: bool) -> None:
         "compact-latent" if latent else "compact-rgb", frames(3), labels(3), 2, tmp_path / "s", SEGMENTER,
         loop(30, interval=10, lr=5e-3), codec=codec, options=NARROW, progress=False,
     )  # fmt: skip
-    rows = [json.loads(line) for line in (tmp_path / "s" / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    log = rows(tmp_path / "s")
+    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     loaded = checkpoint.load_weights(path)
     assert loaded.options["classes"] == 2
     if codec is not None:
@@ -251,3 +269,66 @@ def test_schedule_and_step_generator() -> None:
 def test_class_weights_by_hand() -> None:
     label = np.array([[0] * 16 + [1] * 4 + [2] * 1 + [255] * 9], np.uint8)
     assert class_weights([label], 3, 0.5).tolist() == pytest.approx([0.5, 1.0, 2.0])
+
+
+@pytest.mark.parametrize("corners", [False, True])
+def test_segmentation_loss_is_torchs(corners: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits, aux = torch.randn(2, 3, 4, 5, generator=rng), torch.randn(2, 3, 2, 3, generator=rng)
+    target = torch.randint(0, 3, (2, 8, 10), generator=rng)
+    target[torch.rand(target.shape, generator=rng) < 0.3] = 255
+    weight = torch.tensor([0.3, 1.0, 4.0])
+    loss = SegmentationLoss(SimpleNamespace(align_corners=corners), weight, 0.25)  # type: ignore[arg-type]
+
+    def by_hand(out: Tensor) -> float:
+        full = F.interpolate(out, size=(8, 10), mode="bilinear", align_corners=corners).double().numpy()
+        log_share = full - np.log(np.exp(full).sum(1, keepdims=True))
+        n, y, x = np.nonzero(target.numpy() != 255)
+        classes = target.numpy()[n, y, x]
+        share = weight.numpy()[classes]
+        return float(-(share * log_share[n, classes, y, x]).sum() / share.sum())
+
+    assert loss(logits, target).item() == pytest.approx(by_hand(logits), rel=1e-5)
+    assert loss((logits, aux), target).item() == pytest.approx(by_hand(logits) + 0.25 * by_hand(aux), rel=1e-5)
+    torchs = nn.CrossEntropyLoss(weight=weight, ignore_index=255)
+    full = nn.Upsample(size=(8, 10), mode="bilinear", align_corners=corners)(logits)
+    assert loss(logits, target).item() == torchs(full, target).item()
+    # bfloat16 logits, as autocast gives them, are taken to float32 first.
+    assert loss(logits.bfloat16(), target).item() == loss(logits.bfloat16().float(), target).item()
+
+
+def test_parts_have_their_own_pace(tmp_path: Path) -> None:
+    module = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(2, 3)})
+    start = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    parts = [Part(module["a"], 0.5), Part(module["b"], 0.0, lr_share=0.25)]
+    config = loop(1, lr=0.1, warmup=0, clip_norm=1.0, weight_decay=9.0, ema=0.0)
+    run = Run(tmp_path / "r", "pair", {}, module, config, {}, parts=parts)
+
+    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
+        # Gradients of 1e4 in the one part, of 1e-2 in the other: clipped together, the small ones would vanish.
+        scales = {"a": 1e4, "b": 1e-2}
+        return torch.stack([scales[n[0]] * p.sum() for n, p in module.named_parameters()]).sum(), {}
+
+    run.train(losses, progress=False)
+    found = module.state_dict()
+    torch.testing.assert_close(module["b"].weight.grad, torch.full((3, 2), 1e-2))
+    norms = [torch.linalg.vector_norm(p.grad).item() ** 2 for p in module["a"].parameters() if p.grad is not None]
+    assert sum(norms) == pytest.approx(1.0, rel=1e-4)
+    # The first step of Adam is the learning rate, whatever the gradient; decay acts on weights of its part alone.
+    torch.testing.assert_close(found["a.weight"], start["a.weight"] * (1 - 0.1 * 0.5) - 0.1, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["a.bias"], start["a.bias"] - 0.1, rtol=1e-4, atol=1e-5)
+    for name in ("b.weight", "b.bias"):
+        torch.testing.assert_close(found[name], start[name] - 0.025, rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_is_saved_as_a_network_of_its_own(tmp_path: Path) -> None:
+    pair = nn.ModuleDict({"one": registry.create("compact-codec", **TINY), "one_more": nn.Linear(2, 2)})
+    run = Run(tmp_path, "pair", {}, pair, loop(1), {"data": "d"}, extra={"log_lambda": -3.0})
+    path = run.save_part("one.", tmp_path / "deep" / "er", "compact-codec", TINY, {"codec": "c"})
+    loaded = checkpoint.load_weights(path.parent, kinds=("codec",))
+    assert loaded.facts["log_lambda"] == -3.0
+    assert (loaded.facts["settings"]["data"], loaded.facts["settings"]["codec"]) == ("d", "c")
+    assert "codec" not in run.settings
+    expected = pair["one"].state_dict()
+    assert loaded.build().state_dict().keys() == expected.keys()
+    assert all(torch.equal(loaded.tensors[name], value) for name, value in expected.items())
