@@ -2,9 +2,9 @@
 
     python -m latentseg.benchmarks.entropy FILE.npy ... [--json] [--record FILE.jsonl]
 
-FILE.npy: uint8 symbols (C, h, w). Arms: the coder of this package with one dictionary a frame (as in the paper) and one
-a channel, and zlib -1 and -9 on the same symbols. Every arm is first checked to give back the symbols, then all are
-timed in turn, round by round. Decoding ends for every arm in the same float32 buffer, int2float included.
+FILE.npy: uint8 symbols (C, h, w). Arms: the coders of this package (context; Huffman with one code a channel, and one a
+frame as in the paper), and zlib -1 and -9 on the same symbols. Every arm is first checked to give back the symbols,
+then all are timed in turn, round by round. Decoding ends for every arm in the same float32 buffer, int2float included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bitstream import Scaling, StreamHeader
-from ..bitstream.header import Dictionary
+from ..bitstream.header import DEFAULT_TILE, Coder
 from ..errors import InputError, LatentsegError, VerificationError
 from ..kernels import entropy, native_available
 from ..kernels.dequantize import dequantize
@@ -46,15 +46,22 @@ class Arm:
 
 
 def make_arms(
-    q: NDArray[np.uint8], out: NDArray[np.float32], implementation: Implementation, lane_symbols: int, threads: int
+    q: NDArray[np.uint8],
+    out: NDArray[np.float32],
+    implementation: Implementation,
+    lane_symbols: int,
+    threads: int,
+    tile: tuple[int, int] = DEFAULT_TILE,
 ) -> list[Arm]:
     """The arms for symbols q (C, h, w), all decoding into out (float32, same shape)."""
 
-    def ours(dictionary: Dictionary) -> Arm:
-        header = StreamHeader(bytes(32), q.shape, 8, RANGE, dictionary=dictionary, lane_symbols=lane_symbols)
-        detail = {"implementation": implementation, "lane_symbols": lane_symbols, "threads": threads}
+    def ours(coder: Coder) -> Arm:
+        own_tile = tile if coder == "context" else (0, 0)
+        header = StreamHeader(bytes(32), q.shape, 8, RANGE, coder=coder, lane_symbols=lane_symbols, tile=own_tile)
+        lane = {"tile": list(tile)} if coder == "context" else {"lane_symbols": lane_symbols}
+        detail = {"implementation": implementation, **lane, "threads": threads}
         return Arm(
-            f"huffman/{dictionary}",
+            coder,
             detail,
             lambda: entropy.encode_symbols(q, header, implementation=implementation),
             lambda payload: entropy.decode_latent(payload, header, out, threads, implementation),
@@ -69,15 +76,21 @@ def make_arms(
 
         return Arm(f"zlib -{level}", {"zlib": zlib.ZLIB_RUNTIME_VERSION}, lambda: zlib.compress(raw, level), decode)
 
-    return [*(ours(dictionary) for dictionary in get_args(Dictionary)), theirs(1), theirs(9)]
+    return [*(ours(coder) for coder in get_args(Coder)), theirs(1), theirs(9)]
 
 
 def measure(
-    q: NDArray[np.uint8], implementation: Implementation, lane_symbols: int, threads: int, repeats: int, seconds: float
+    q: NDArray[np.uint8],
+    implementation: Implementation,
+    lane_symbols: int,
+    threads: int,
+    repeats: int,
+    seconds: float,
+    tile: tuple[int, int] = DEFAULT_TILE,
 ) -> list[dict[str, Any]]:
     """One row an arm. Raises VerificationError when an arm does not give the symbols back."""
     out = np.empty(q.shape, np.float32)
-    arms = make_arms(q, out, implementation, lane_symbols, threads)
+    arms = make_arms(q, out, implementation, lane_symbols, threads, tile)
     payloads = []
     for arm in arms:
         out.fill(-1)
@@ -115,7 +128,7 @@ def _time(function: Callable[..., object], *arguments: object) -> float:
 def _rates(symbols: int, seconds: Sequence[float]) -> dict[str, float]:
     """Millions of symbols a second: slowest, median and fastest repeat, and how many there were."""
     rates = {"min": max(seconds), "median": statistics.median(seconds), "max": min(seconds)}
-    return {**{name: round(symbols / value / 1e6, 1) for name, value in rates.items()}, "repeats": len(seconds)}
+    return {**{name: float(f"{symbols / value / 1e6:.4g}") for name, value in rates.items()}, "repeats": len(seconds)}
 
 
 def load_symbols(path: Path) -> NDArray[np.uint8]:
@@ -155,6 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, metavar="FILE.jsonl", help="append the rows to this file")
     parser.add_argument("--implementation", choices=["auto", "native", "numpy"], default="auto")
     parser.add_argument("--lane-symbols", type=int, default=4096, help="symbols a lane (default %(default)s)")
+    parser.add_argument(
+        "--tile", type=int, nargs=2, default=DEFAULT_TILE, metavar=("ROWS", "COLS"), help="a lane of the context coder"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads that decode (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=100, help="rounds at most (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time an arm and way at most (default %(default)s)")
@@ -176,7 +192,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in options.files:
             q = load_symbols(path)
             for row in measure(
-                q, options.implementation, options.lane_symbols, options.threads, options.repeats, options.seconds
+                q,
+                options.implementation,
+                options.lane_symbols,
+                options.threads,
+                options.repeats,
+                options.seconds,
+                tuple(options.tile),
             ):
                 rows.append({"file": path.name, "shape": list(q.shape), **row, **about})
     except LatentsegError as error:

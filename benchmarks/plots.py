@@ -121,29 +121,29 @@ def _draw_quality(axes: Any, result: dict[str, Any]) -> None:
 def plot_rate_distortion(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """PSNR and SSIM over bits per pixel: a curve for each codec, its settings joined in order of rate.
 
-    Learned codecs have large markers, filled with one dictionary a channel and hollow with one a frame.
+    Learned codecs have large markers, hollow with the paper's coder.
     """
     figure, panels = new_figure(13.0, 5.6, 2)
     names = list(dict.fromkeys(row["codec"] for row in rows))
     for axes, key, label in zip(panels, ("psnr", "ssim"), ("PSNR (dB)", "SSIM"), strict=True):
         for index, name in enumerate(names):
             colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
-            for dictionary in (None, "channel", "frame"):
+            for coder in (None, "context", "huffman-frame"):
                 points = sorted(
                     (row["bpp"], row[key])
                     for row in rows
-                    if row["codec"] == name and row["setting"].get("dictionary") == dictionary and row[key] is not None
+                    if row["codec"] == name and row["setting"].get("coder") == coder and row[key] is not None
                 )
                 if points:
-                    hollow = {"markerfacecolor": "white"} if dictionary == "frame" else {}
+                    hollow = {"markerfacecolor": "white"} if coder == "huffman-frame" else {}
                     axes.plot(
                         [bpp for bpp, _ in points],
                         [value for _, value in points],
                         color=colour,
                         linewidth=1.2,
-                        marker="." if dictionary is None else "o",
-                        markersize=5 if dictionary is None else 8,
-                        label=name if dictionary is None else f"{name}, one dictionary a {dictionary}",
+                        marker="." if coder is None else "o",
+                        markersize=5 if coder is None else 8,
+                        label=name if coder is None else f"{name}, {coder}",
                         **hollow,
                     )
         _log_bpp(axes)

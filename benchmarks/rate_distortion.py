@@ -4,7 +4,7 @@
 
 Rates are real bytes: for a learned codec the frame's payload and its framing in the `.lseg` stream (the stream header,
 200 bytes once, is not a frame's), for the others the whole file. PSNR and SSIM are means over the images. Each learned
-codec is measured with one Huffman dictionary a channel and with one a frame, as the paper has it.
+codec is measured with the context coder and with one Huffman code a frame, as the paper has it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bitstream.header import DEFAULT_TILE, Coder
 from ..errors import InputError, LatentsegError, UsageError, missing_extra
 from . import jpeg, report
 from .machine import describe_machine, describe_versions
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 Frame = NDArray[np.uint8]
 Coded = tuple[int, Frame]  # bytes, and the frame that comes out of them
-Dictionary = Literal["channel", "frame"]
-SCHEMA = 1
+CODERS: tuple[Coder, ...] = ("context", "huffman-frame")
+SCHEMA = 2
 RGB_BITS = 24
 JPEG_QUALITIES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95)
 WEBP_QUALITIES = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
@@ -50,17 +51,19 @@ class Point:
 
 
 def learned_points(name: str, bundle: Bundle, stack: ExitStack, threads: int | None = None) -> Iterator[Point]:
-    """A bundle's codec with either dictionary; its networks stay open as long as `stack`."""
+    """A bundle's codec with each of CODERS; its networks stay open as long as `stack`."""
     from ..bitstream import Writer
     from ..engine.roles import Compressor, Decompressor
 
     compressor = stack.enter_context(Compressor(bundle, threads=threads))
     decompressor = stack.enter_context(Decompressor(bundle, threads=threads))
 
-    def coder(dictionary: Dictionary) -> Callable[[Frame], Coded]:
+    def under(coder: Coder) -> Callable[[Frame], Coded]:
         def code(frame: Frame) -> Coded:
             size = (frame.shape[0], frame.shape[1])
-            header = dataclasses.replace(bundle.header(*size), dictionary=dictionary)
+            own = bundle.codec.tile if bundle.codec.coder == "context" else DEFAULT_TILE
+            tile = own if coder == "context" else (0, 0)
+            header = dataclasses.replace(bundle.header(*size), coder=coder, tile=tile, lane_symbols=4096)
             (payload,) = compressor.encode(frame[None], header)
             framed = Writer(io.BytesIO(), header).write(payload)
             return framed, decompressor.frames(decompressor.entropy_decode([payload], header), size)[0]
@@ -68,15 +71,15 @@ def learned_points(name: str, bundle: Bundle, stack: ExitStack, threads: int | N
         return code
 
     scores = bundle.manifest.get("scores", {})
-    for dictionary in get_args(Dictionary):
+    for coder in CODERS:
         setting = {
             "bundle": bundle.name,
             "codec": bundle.codec.name,
             "codec_id": bundle.codec.id.hex(),
-            "dictionary": dictionary,
+            "coder": coder,
             "rate_model_bpp": scores.get("rate_model_bpp"),
         }
-        yield Point(name, "learned", setting, coder(dictionary))
+        yield Point(name, "learned", setting, under(coder))
 
 
 def jpeg_points(qualities: Iterable[int] = JPEG_QUALITIES) -> Iterator[Point]:
@@ -168,9 +171,7 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     cells = []
     for row in sorted(rows, key=lambda row: (row["kind"] != "learned", row["codec"], row["bpp"])):
         setting = row["setting"]
-        shown = (
-            f"{setting['bundle']}, {setting['dictionary']}" if row["kind"] == "learned" else f"q {setting['quality']}"
-        )
+        shown = f"{setting['bundle']}, {setting['coder']}" if row["kind"] == "learned" else f"q {setting['quality']}"
         numbers = [report.number(row[key], digits) for key, digits in (("psnr", 2), ("ssim", 4))]
         rate = [report.number(row["bpp"], 3), report.number(row["compression_factor"], 1)]
         cells.append([row["codec"], shown, *rate, *numbers])

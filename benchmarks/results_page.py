@@ -59,7 +59,7 @@ def page(folder: Path) -> str:
 
 
 def learned_table(rows: Sequence[dict[str, Any]]) -> str:
-    """One line for each learned codec and dictionary, with JPEG interpolated at the same bytes."""
+    """One line for each learned codec and coder, with JPEG interpolated at the same bytes."""
     jpeg = sorted((r for r in rows if r["codec"] == "JPEG 4:2:0" and r["psnr"] is not None), key=lambda r: r["bpp"])
     rates = np.log([r["bpp"] for r in jpeg])
     cells = []
@@ -73,7 +73,7 @@ def learned_table(rows: Sequence[dict[str, Any]]) -> str:
         cells.append(
             [
                 f"{row['codec']} ({setting['bundle']})",
-                setting["dictionary"],
+                setting["coder"],
                 report.number(row["bpp"], 3),
                 report.number(setting.get("rate_model_bpp"), 3),
                 report.number(row["compression_factor"], 1),
@@ -83,7 +83,7 @@ def learned_table(rows: Sequence[dict[str, Any]]) -> str:
                 report.number(at[1], 3),
             ]
         )
-    header = ["codec", "dictionary", "bpp", "model bpp", "factor", "PSNR dB", "JPEG", "SSIM", "JPEG"]
+    header = ["codec", "coder", "bpp", "model bpp", "factor", "PSNR dB", "JPEG", "SSIM", "JPEG"]
     return report.table(header, cells)
 
 

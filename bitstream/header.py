@@ -6,7 +6,7 @@ Layout of one copy (little-endian; docs/format.md has the same table):
     8..9    version                     u16   44..47  fixed lo                  f32
     10      coder                       u8    48..51  fixed hi                  f32
     11      dictionary                  u8    52..55  lane symbols              u32
-    12      bits                        u8    56..63  zero (coder parameters)
+    12      bits                        u8    56..63  coder parameters           8 bytes
     13      scaling mode                u8    64..95  codec id                  32 bytes
     14..15  zero                        u16   96..99  CRC32 of bytes 0..95      u32
     16..27  latent C, h, w              3 x u32
@@ -18,6 +18,7 @@ A header is checked in full before anything is allocated from what it says.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -43,14 +44,17 @@ MIN_LANE_SYMBOLS = 16
 MAX_LANE_SYMBOLS = 1 << 24
 
 ScalingMode = Literal["tensor", "channel", "fixed"]
-Dictionary = Literal["frame", "channel"]
 SCALING_MODES: tuple[ScalingMode, ...] = get_args(ScalingMode)
-DICTIONARIES: tuple[Dictionary, ...] = get_args(Dictionary)
-# Byte value of a coder in the header. A new coder takes the next number and the version stays: a reader that does not
-# know the number says so.
-CODERS = {"huffman": 1}
+# The coder's name for people, and its two bytes in the header: number, and which dictionary (of Huffman codes: one a
+# frame as in the paper, or one a channel). A new coder takes the next number and the version stays: a reader that does
+# not know the number says so.
+Coder = Literal["context", "huffman-channel", "huffman-frame"]
+CODERS: dict[Coder, tuple[int, int]] = {"context": (2, 0), "huffman-channel": (1, 1), "huffman-frame": (1, 0)}
+DEFAULT_CODER: Coder = "context"
+DEFAULT_TILE = (14, 32)
 
 _FIXED = struct.Struct("<8sHBBBBH3I2I2I2fI8s32s")
+_TILE = struct.Struct("<2HI")
 assert _FIXED.size == COPY_BYTES - 4
 
 
@@ -90,9 +94,10 @@ class StreamHeader:
     bits: n of float2int, 1..8; symbols lie in [0, 2^n).
     source_size: (height, width) of the source frames in pixels; (0, 0): unknown.
     frame_rate: (numerator, denominator) in frames a second; (0, 1): unknown.
-    dictionary: one Huffman code a "frame" (as in the paper) or one a "channel".
-    coder: name of the entropy coder.
-    lane_symbols: symbols in an independently decodable lane (the last one of a frame or channel may be shorter).
+    coder: "context" (the smallest), or Huffman codes: one a frame ("huffman-frame", as in the paper) or one a channel.
+    lane_symbols: symbols in an independently decodable lane of Huffman codes (the last one of a frame or channel may be
+        shorter); with coder "context" it follows from the tile.
+    tile: (rows, columns) of a lane of coder "context", DEFAULT_TILE unless given; (0, 0) for the others.
     """
 
     codec_id: bytes
@@ -101,11 +106,16 @@ class StreamHeader:
     scaling: Scaling
     source_size: tuple[int, int] = (0, 0)
     frame_rate: tuple[int, int] = (0, 1)
-    dictionary: Dictionary = "channel"
-    coder: str = "huffman"
+    coder: Coder = DEFAULT_CODER
     lane_symbols: int = 4096
+    tile: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tile", tuple(int(v) for v in self.tile))
+        if self.coder == "context":
+            if self.tile == (0, 0):
+                object.__setattr__(self, "tile", DEFAULT_TILE)
+            object.__setattr__(self, "lane_symbols", math.prod(self.tile))
         object.__setattr__(self, "latent_shape", tuple(int(v) for v in self.latent_shape))
         object.__setattr__(self, "source_size", tuple(int(v) for v in self.source_size))
         object.__setattr__(self, "frame_rate", tuple(int(v) for v in self.frame_rate))
@@ -119,8 +129,8 @@ class StreamHeader:
 
     @property
     def payload_cap(self) -> int:
-        """Bytes that no frame's payload may exceed: 3 a symbol, 1024 a channel and 4096, for any coder to come."""
-        return 4096 + 1024 * self.latent_shape[0] + 3 * self.symbols
+        """Bytes that no frame's payload may exceed: 5 a symbol (a lane of one), 1024 a channel and 4096."""
+        return 4096 + 1024 * self.latent_shape[0] + 5 * self.symbols
 
 
 def _check(header: StreamHeader) -> None:
@@ -144,16 +154,20 @@ def _check(header: StreamHeader) -> None:
     )
     num, den = header.frame_rate
     require(0 <= num < 1 << 32 and 1 <= den < 1 << 32, f"frame rate {num}/{den}", "num >= 0 and den >= 1, 32 bits")
+    if header.coder not in CODERS:
+        raise ArtifactError(f"coder {header.coder!r} is not known: expected one of {', '.join(CODERS)}")
+    require(len(header.tile) == 2, f"tile {header.tile}", "(rows, columns)")
+    rows, columns = header.tile
+    if header.coder == "context":
+        require(1 <= rows < 1 << 16 and 1 <= columns < 1 << 16, f"tiles of {rows} x {columns}", "sides in 1..65535")
+    elif (rows, columns) != (0, 0):
+        raise UsageError(f"tiles of {rows} x {columns} with coder {header.coder!r}, whose lanes are runs")
     lane = header.lane_symbols
     require(
         MIN_LANE_SYMBOLS <= lane <= MAX_LANE_SYMBOLS,
         f"lanes of {lane} symbols",
         f"{MIN_LANE_SYMBOLS}..{MAX_LANE_SYMBOLS}",
     )
-    if header.coder not in CODERS:
-        raise ArtifactError(f"coder {header.coder!r} is not known: expected one of {', '.join(CODERS)}")
-    if header.dictionary not in DICTIONARIES:
-        raise UsageError(f"dictionary {header.dictionary!r}: expected one of {', '.join(DICTIONARIES)}")
 
 
 def pack_header(header: StreamHeader) -> bytes:
@@ -161,8 +175,7 @@ def pack_header(header: StreamHeader) -> bytes:
     body = _FIXED.pack(
         MAGIC,
         VERSION,
-        CODERS[header.coder],
-        DICTIONARIES.index(header.dictionary),
+        *CODERS[header.coder],
         header.bits,
         SCALING_MODES.index(header.scaling.mode),
         0,
@@ -172,7 +185,7 @@ def pack_header(header: StreamHeader) -> bytes:
         header.scaling.lo,
         header.scaling.hi,
         header.lane_symbols,
-        bytes(8),
+        _TILE.pack(*header.tile, 0),
         header.codec_id,
     )
     copy = body + struct.pack("<I", zlib.crc32(body))
@@ -194,18 +207,24 @@ def unpack_copy(copy: bytes) -> StreamHeader:
      codec_id) = _FIXED.unpack(copy[:96])  # fmt: skip
     if version != VERSION:
         raise newer_version(version)
-    names = {number: name for name, number in CODERS.items()}
-    if coder not in names:
-        raise ArtifactError(f"stream uses coder number {coder}; this reader knows {names}", hint=_UPGRADE)
-    if dictionary >= len(DICTIONARIES) or mode >= len(SCALING_MODES) or zero or any(parameters):
+    names = {numbers: name for name, numbers in CODERS.items()}
+    if coder not in {number for number, _ in names}:
+        known = ", ".join(f"{number} ({name})" for (number, _), name in names.items())
+        raise ArtifactError(f"stream uses coder number {coder}; this reader knows {known}", hint=_UPGRADE)
+    name = names.get((coder, dictionary))
+    *tile, reserved = _TILE.unpack(parameters)
+    usual = reserved == 0 and zero == 0 and (name == "context" or tile == [0, 0])
+    if name is None or mode >= len(SCALING_MODES) or not usual:
         raise ArtifactError(
-            f"stream header: dictionary {dictionary}, scaling {mode}, reserved {zero}/{parameters.hex()}; expected"
-            f" dictionary 0..{len(DICTIONARIES) - 1}, scaling 0..{len(SCALING_MODES) - 1}, reserved zero",
+            f"stream header: coder {coder}, dictionary {dictionary}, scaling {mode}, parameters {zero}/"
+            f"{parameters.hex()}: more than this reader knows",
             hint=_UPGRADE,
         )
     scaling_mode = SCALING_MODES[mode]
     if scaling_mode != "fixed" and (lo != 0 or hi != 0):
         raise InputError(f"stream header: range [{lo}, {hi}] with scaling {scaling_mode!r}, expected [0, 0]")
+    if name == "context" and (0 in tile or lane != tile[0] * tile[1]):
+        raise InputError(f"stream header: lanes of {lane} symbols, expected those of a {tile[0]} x {tile[1]} tile")
     return StreamHeader(
         codec_id=codec_id,
         latent_shape=(c, h, w),
@@ -213,9 +232,9 @@ def unpack_copy(copy: bytes) -> StreamHeader:
         scaling=Scaling(scaling_mode, lo, hi),
         source_size=(height, width),
         frame_rate=(num, den),
-        dictionary=DICTIONARIES[dictionary],
-        coder=names[coder],
+        coder=name,
         lane_symbols=lane,
+        tile=(tile[0], tile[1]),
     )
 
 

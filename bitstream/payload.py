@@ -58,7 +58,7 @@ class Payload:
 def plan_lanes(header: StreamHeader) -> LanePlan:
     """Cuts a frame of this stream into lanes."""
     c, h, w = header.latent_shape
-    segments, size = (c, h * w) if header.dictionary == "channel" else (1, c * h * w)
+    segments, size = (c, h * w) if header.coder == "huffman-channel" else (1, c * h * w)
     within = np.arange(0, size, header.lane_symbols, dtype=np.int64)
     counts = np.minimum(size - within, header.lane_symbols)
     tables = np.repeat(np.arange(segments, dtype=np.int64), len(within))
@@ -105,7 +105,7 @@ def pack_number(value: int) -> bytes:
     return bytes(out)
 
 
-def _unpack_number(data: bytes, offset: int) -> tuple[int, int]:
+def unpack_number(data: bytes, offset: int) -> tuple[int, int]:
     value = 0
     for digit in range(_MAX_DIGITS):
         if offset >= len(data):
@@ -124,7 +124,7 @@ def unpack_payload(payload: bytes, header: StreamHeader, plan: LanePlan) -> Payl
     """Takes a payload apart; the lanes' lengths must add up to its end exactly (InputError)."""
     lo, hi = unpack_scales(payload, header)
     offset = 8 * scale_count(header)
-    tables = header.latent_shape[0] if header.dictionary == "channel" else 1
+    tables = header.latent_shape[0] if header.coder == "huffman-channel" else 1
     lengths = np.zeros((tables, 256), np.uint8)
     singles = np.zeros(tables, np.int64)
     for i in range(tables):
@@ -132,7 +132,7 @@ def unpack_payload(payload: bytes, header: StreamHeader, plan: LanePlan) -> Payl
     coded = (lengths.max(axis=1) > 0)[plan.tables]
     lane_bytes = np.zeros(len(plan.starts), np.int64)
     for lane in np.flatnonzero(coded):
-        lane_bytes[lane], offset = _unpack_number(payload, offset)
+        lane_bytes[lane], offset = unpack_number(payload, offset)
     total = int(lane_bytes.sum())
     if offset + total != len(payload):
         raise InputError(f"payload damaged: lanes of {total} bytes behind byte {offset}, but it has {len(payload)}")

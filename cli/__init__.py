@@ -26,7 +26,7 @@ VERBS: dict[str, str] = {
     "pack": "put integer latents (.npy) of any codec into a .lseg stream",
     "unpack": "get the latents of a .lseg stream back as .npy, exactly",
     "bench": "measure bytes-to-labels against decoding first, arms interleaved",
-    "train": "train a codec or a segmenter",
+    "train": "train a codec, a segmenter, or both together",
     "eval": "score a codec or a segmenter on labelled data",
     "export": "turn checkpoints into ONNX files and a bundle",
     "verify": "check that a bundle computes what it should on this machine",

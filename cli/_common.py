@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..bitstream import Damage
 
 T = TypeVar("T")
+CODERS = ("context", "huffman-channel", "huffman-frame")  # bitstream.header has them too, but needs NumPy
 DEFAULT_BUNDLE = "camvid-compact"
 _MOST = (1 << 31) - 1  # what counts, sizes and threads can be in every library that is handed one
 
@@ -54,6 +55,22 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads of the networks; the coder takes one (default: all cores)",
     )
+
+
+def tile(args: argparse.Namespace) -> tuple[int, int]:
+    """`--tile`, or (0, 0) for the coder's own. Raises UsageError for a coder that has none, or no size of a tile."""
+    if args.tile is None:
+        return 0, 0
+    if args.coder != "context":
+        raise UsageError(f"--tile with --coder {args.coder}", hint="tiles belong to --coder context")
+    from ..bitstream.header import MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS
+
+    rows, columns = args.tile
+    if max(rows, columns) >= 1 << 16 or not MIN_LANE_SYMBOLS <= rows * columns <= MAX_LANE_SYMBOLS:
+        raise UsageError(
+            f"--tile {rows} {columns}: expected sides up to 65535, and {MIN_LANE_SYMBOLS} to {MAX_LANE_SYMBOLS} symbols"
+        )
+    return rows, columns
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

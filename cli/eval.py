@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     codec.add_argument(
         "--every", type=_common.positive, default=1, metavar="N", help="take every n-th frame (default: 1)"
     )
-    codec.add_argument("--dictionary", choices=("frame", "channel"), default="channel", help="default: %(default)s")
+    codec.add_argument("--coder", choices=_common.CODERS, default=_common.CODERS[0], help="default: %(default)s")
     _common.add_json(codec, "the scores")
 
     segmenter = sub.add_parser("segmenter", help="mIoU, Dice, pixel accuracy", allow_abbrev=False)
@@ -77,7 +77,7 @@ def _codec(args: argparse.Namespace) -> dict[str, Any]:
 
     codec = load_weights(args.weights, kinds=("codec",)).build()
     frames = read_frames(Path(args.frames), every=args.every)
-    return evaluate_codec(codec, frames, dictionary=args.dictionary, progress=not args.quiet)
+    return evaluate_codec(codec, frames, coder=args.coder, progress=not args.quiet)
 
 
 def _segmenter(args: argparse.Namespace) -> dict[str, Any]:

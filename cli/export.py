@@ -36,7 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the largest frame size to verify (default: 1080 1920)",
     )  # fmt: skip
     parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON file of scores to put into the manifest")
-    parser.add_argument("--dictionary", choices=("frame", "channel"), default="channel", help="default: %(default)s")
+    parser.add_argument(
+        "--coder", choices=_common.CODERS, default=_common.CODERS[0],
+        help="entropy coder of the bundle's streams (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tile", type=_common.positive, nargs=2, metavar=("ROWS", "COLS"),
+        help="a lane of the context coder (default: 48 64 for a codec that was trained for rate, else 14 32)",
+    )  # fmt: skip
     parser.add_argument(
         "--half-weights",
         action="store_true",
@@ -88,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         largest=tuple(args.largest),
         scores=scores,
         description=args.description,
-        dictionary=args.dictionary,
+        coder=args.coder,
+        tile=_common.tile(args) if args.tile else None,
         half_weights=args.half_weights,
         overwrite=args.overwrite,
     )

@@ -6,8 +6,8 @@ the content. The exit code is 7 for a damaged stream and 4 for a changed bundle,
 so that `inspect` also serves as a check.
 
 JSON keys: schema type path kind, and by kind
-  lseg     codec_id bundle latent_shape bits scaling source_size frame_rate dictionary coder
-           lane_symbols frames bytes frame_bytes last_timestamp_us bits_per_symbol bpp
+  lseg     codec_id bundle latent_shape bits scaling source_size frame_rate coder
+           tile lane_symbols frames bytes frame_bytes last_timestamp_us bits_per_symbol bpp
            factor_vs_rgb24 damages lost
   bundle   name description created_by codec files classes scores verification
   onnx     bytes producer opset inputs outputs nodes weights
@@ -96,8 +96,8 @@ def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
         "scaling": {"mode": header.scaling.mode, "lo": header.scaling.lo, "hi": header.scaling.hi},
         "source_size": [height, width],
         "frame_rate": [num, den],
-        "dictionary": header.dictionary,
         "coder": header.coder,
+        "tile": list(header.tile),
         "lane_symbols": header.lane_symbols,
         "frames": frames,
         "bytes": framed,
@@ -145,11 +145,13 @@ def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     owner = f" (of the shipped bundle '{report['bundle']}')" if report["bundle"] else ""
     fixed = f" {scaling['lo']:g} to {scaling['hi']:g}" if scaling["mode"] == "fixed" else ""
     shape = "x".join(map(str, report["latent_shape"]))
+    rows_, columns = report["tile"]
+    lane = f"{rows_}x{columns}" if rows_ else report["lane_symbols"]
     rows = [
         ("codec", codec + owner),
         ("source", f"{width}x{height}" + (f" at {num / den:g} frames/s" if num else "") if height else "unknown"),
         ("latent", f"{shape}, {report['bits']} bits, scaling {scaling['mode']}{fixed}"),
-        ("coder", f"{report['coder']}, one dictionary a {report['dictionary']}, lanes of {report['lane_symbols']}"),
+        ("coder", f"{report['coder']}, lanes of {lane} symbols"),
         ("frames", f"{report['frames']} in {_common.human_bytes(report['bytes'])}"),
     ]
     if report["frame_bytes"]:

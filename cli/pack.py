@@ -38,11 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bits", type=int, choices=range(1, 9), default=8, metavar="N", help="bit length n, 1 to 8 (default: 8)"
     )
     parser.add_argument(
-        "--dictionary",
-        choices=("frame", "channel"),
-        default="channel",
-        help="one code table a frame, or one a channel (default: channel)",
+        "--coder", choices=_common.CODERS, default=_common.CODERS[0], help="entropy coder (default: %(default)s)"
     )
+    parser.add_argument(
+        "--tile", type=_common.positive, nargs=2, metavar=("ROWS", "COLS"),
+        help="a lane of the context coder; larger: fewer bytes, less parallel (default: 14 32)",
+    )  # fmt: skip
     parser.add_argument(
         "--quantize",
         choices=("tensor", "channel", "fixed"),
@@ -151,7 +152,8 @@ def _header(args: argparse.Namespace, latent: np.ndarray, scaling: Scaling) -> S
         latent_shape=(channels, height, width),
         bits=args.bits,
         scaling=scaling,
-        dictionary=args.dictionary,
+        coder=args.coder,
+        tile=_common.tile(args),
     )
 
 

@@ -115,7 +115,8 @@ class Bundle:
             scaling=self.codec.scaling,
             source_size=(height, width),
             frame_rate=frame_rate,
-            dictionary=self.codec.dictionary,
+            coder=self.codec.coder,
+            tile=self.codec.tile,
         )
 
     def check_stream(self, header: StreamHeader) -> None:
@@ -226,7 +227,8 @@ def write_bundle(
             "stride": codec.stride,
             "bits": codec.bits,
             "scaling": scaling,
-            "dictionary": codec.dictionary,
+            "coder": codec.coder,
+            "tile": list(codec.tile),
         },
         "files": {
             role: {

@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from typing import Any, get_args
 
 from ..bitstream import Scaling
+from ..bitstream.header import DEFAULT_CODER, DEFAULT_TILE, MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS, Coder
 from ..errors import ArtifactError, InputError
 
 SCHEMA = 1
@@ -50,7 +51,8 @@ class CodecSpec:
     stride: source pixels per latent position, along each axis.
     bits: n; symbols lie in [0, 2^n), 1 <= n <= 8.
     scaling: float2int's range: per tensor, per channel, or fixed.
-    dictionary: one Huffman dictionary a frame, or one a channel.
+    coder: which entropy coder its streams are written with.
+    tile: (rows, columns) of a lane of coder "context"; (0, 0) with the others.
     """
 
     name: str
@@ -59,7 +61,8 @@ class CodecSpec:
     stride: int
     bits: int
     scaling: Scaling
-    dictionary: Literal["frame", "channel"] = "channel"
+    coder: Coder = DEFAULT_CODER
+    tile: tuple[int, int] = DEFAULT_TILE
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _parse_codec(section: _Section) -> CodecSpec:
     codec_id = section.string("id")
     if not _SHA256.fullmatch(codec_id):
         raise section.error("id", repr(codec_id), "64 lower-case hex digits (SHA-256)")
-    dictionary = section.choice("dictionary", ("frame", "channel"))
+    coder = section.choice("coder", get_args(Coder))
     return CodecSpec(
         name=section.string("name"),
         id=bytes.fromhex(codec_id),
@@ -161,8 +164,20 @@ def _parse_codec(section: _Section) -> CodecSpec:
         stride=section.integer("stride", 1, _MAX_STRIDE),
         bits=section.integer("bits", 1, 8),
         scaling=_parse_scaling(section.section("scaling")),
-        dictionary="frame" if dictionary == "frame" else "channel",
+        coder=coder,  # type: ignore[arg-type]
+        tile=_parse_tile(section, coder),
     )
+
+
+def _parse_tile(section: _Section, coder: str) -> tuple[int, int]:
+    found = section.value.get("tile")
+    sides = found if isinstance(found, list) else []
+    whole = len(sides) == 2 and all(type(side) is int and 0 <= side < 1 << 16 for side in sides)
+    symbols = math.prod(sides) if whole else 0
+    if not whole or not (MIN_LANE_SYMBOLS <= symbols <= MAX_LANE_SYMBOLS if coder == "context" else sides == [0, 0]):
+        span = f"{MIN_LANE_SYMBOLS} to {MAX_LANE_SYMBOLS}"
+        raise section.error("tile", repr(found), f"[rows, columns] of {span} symbols for coder context, else [0, 0]")
+    return sides[0], sides[1]
 
 
 def _parse_scaling(section: _Section) -> Scaling:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bitstream import Scaling, StreamHeader
+from ..bitstream.header import DEFAULT_CODER
 from ..engine.bundle import Bundle, ClassInfo, CodecSpec, write_bundle
 from ..errors import ArtifactError, UsageError
 from ..models import registry
@@ -34,7 +35,8 @@ def export_bundle(
     largest: tuple[int, int] = (1080, 1920),
     scores: Mapping[str, Any] | None = None,
     description: str = "",
-    dictionary: str = "channel",
+    coder: str = DEFAULT_CODER,
+    tile: tuple[int, int] | None = None,
     half_weights: bool = False,
     overwrite: bool = False,
 ) -> Bundle:
@@ -42,8 +44,9 @@ def export_bundle(
 
     codec: gives compressor and decompressor. segmenter: trained on this codec's latents. classes: of the segmenters.
     frames: real frames uint8 (N, H, W, 3) to verify on; noise without. size, largest: the usual and the largest frame
-    (height, width). half_weights: store the segmenters' weights as float16 (a codec's are never rounded: its symbols
-    must be the ones it was trained with). Verification runs at one stride by one stride, at `size` and at `largest`,
+    (height, width). coder, tile: of the streams that the bundle writes. half_weights: store the segmenters' weights as
+    float16 (a codec's are never rounded: its symbols must be the ones it was trained with). Verification runs at one
+    stride by one stride, at `size` and at `largest`,
     in batches of 1, 2 and 1.
 
     Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
@@ -66,7 +69,8 @@ def export_bundle(
         stride=stride,
         bits=int(net.bits),  # type: ignore[arg-type]
         scaling=Scaling(*net.scaling),  # type: ignore[misc]
-        dictionary=dictionary,  # type: ignore[arg-type]
+        coder=coder,  # type: ignore[arg-type]
+        tile=(0, 0) if coder != "context" else tile or net.tile,
     )
     graphs = codec_graphs(net)
     for role, weights in (("segmenter", segmenter), ("rgb_segmenter", rgb_segmenter)):
@@ -121,7 +125,8 @@ def _verify(
         scaling=spec.scaling,
         source_size=(usual[0], usual[1]),
         frame_rate=(0, 1),
-        dictionary=spec.dictionary,
+        coder=spec.coder,
+        tile=spec.tile,
     )
     shapes = [(1, s, s), (2, usual[0], usual[1]), (1, large[0], large[1])]
     found = verify_export(models, header, shapes, frames)

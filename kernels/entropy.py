@@ -1,11 +1,13 @@
 """Entropy coding of one frame's latent: symbols to payload and back, with float2int and int2float at the float end.
 
 decode_latent is the server's hot step: the native decoder writes int2float's result straight into the caller's float
-buffer. The NumPy reference is entropy_reference.py, the C++ kernels/native/; both follow docs/format.md, and give the
-same bytes and the same floats.
+buffer. The NumPy references are entropy_reference.py (Huffman) and context_reference.py, the C++ is kernels/native/;
+all follow docs/format.md, and give the same bytes and the same floats.
 """
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from ..bitstream.header import SCALING_MODES, StreamHeader
 from ..bitstream.payload import pack_scales, scale_count, unpack_scales
 from ..errors import ArtifactError, InputError, UsageError
-from . import entropy_reference
+from . import context_reference, entropy_reference
 from .dequantize import check_symbols, float_buffer
 from .dispatch import Implementation, choose
 from .quantize import Range, as_ranges, not_finite, quantize
@@ -60,8 +62,11 @@ def encode_symbols(
     q = np.ascontiguousarray(q)
     native = choose(implementation)
     if native is None:
-        return entropy_reference.encode(q, header, scales)
-    segments = q.shape[0] if header.dictionary == "channel" else 1
+        return _reference(header).encode(q, header, scales)
+    if header.coder == "context":
+        coded: bytes = native.context_encode(q, header.bits, *header.tile, scales)
+        return coded
+    segments = q.shape[0] if header.coder == "huffman-channel" else 1
     payload: bytes = native.encode(q.reshape(-1), segments, header.lane_symbols, scales)
     return payload
 
@@ -73,9 +78,9 @@ def decode_symbols(
     native = choose(implementation)
     _check_threads(threads)
     if native is None:
-        return entropy_reference.decode(payload, header)
+        return _reference(header).decode(payload, header)
     q = np.empty(header.latent_shape, np.uint8)
-    _run_native(native.decode_symbols, payload, header, q.reshape(-1), threads)
+    _run_native(native, "decode_symbols", payload, header, q.reshape(-1), threads)
     return q
 
 
@@ -98,9 +103,9 @@ def decode_latent(
     native = choose(implementation)
     _check_threads(threads)
     if native is None:
-        entropy_reference.decode_floats(payload, header, out)
+        _reference(header).decode_floats(payload, header, out)
     else:
-        _run_native(native.decode_floats, payload, header, out.reshape(-1), threads)
+        _run_native(native, "decode_floats", payload, header, out.reshape(-1), threads)
     return out
 
 
@@ -109,23 +114,27 @@ def payload_range(payload: bytes, header: StreamHeader) -> tuple[NDArray[np.floa
     return unpack_scales(payload, header)
 
 
+def _reference(header: StreamHeader) -> ModuleType:
+    return context_reference if header.coder == "context" else entropy_reference
+
+
 def _run_native(
-    function: object, payload: bytes, header: StreamHeader, out: NDArray[np.uint8] | NDArray[np.float32], threads: int
+    native: ModuleType,
+    function: str,
+    payload: bytes,
+    header: StreamHeader,
+    out: NDArray[np.uint8] | NDArray[np.float32],
+    threads: int,
 ) -> None:
-    assert callable(function)
+    scaling = SCALING_MODES.index(header.scaling.mode), header.scaling.lo, header.scaling.hi
     try:
-        function(
-            bytes(payload),
-            header.latent_shape[0],
-            header.bits,
-            SCALING_MODES.index(header.scaling.mode),
-            header.scaling.lo,
-            header.scaling.hi,
-            header.dictionary == "channel",
-            header.lane_symbols,
-            out,
-            threads,
-        )
+        if header.coder == "context":
+            decode = getattr(native, f"context_{function}")
+            decode(bytes(payload), *header.latent_shape, header.bits, *scaling, *header.tile, out, threads)
+        else:
+            decode, channels = getattr(native, function), header.latent_shape[0]
+            by_channel = header.coder == "huffman-channel"
+            decode(bytes(payload), channels, header.bits, *scaling, by_channel, header.lane_symbols, out, threads)
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..bitstream import Scaling, StreamHeader, Writer
+from ..bitstream.header import DEFAULT_CODER
 from ..errors import InputError
 from ..kernels import entropy
 from . import metrics
@@ -40,9 +41,7 @@ def to_frame(x: Tensor, height: int, width: int) -> Frame:
     return np.ascontiguousarray(rgb.permute(1, 2, 0).numpy())
 
 
-def stream_header(
-    codec: nn.Module, latent_shape: Sequence[int], size: tuple[int, int], dictionary: str
-) -> StreamHeader:
+def stream_header(codec: nn.Module, latent_shape: Sequence[int], size: tuple[int, int], coder: str) -> StreamHeader:
     """Header of a stream of one codec's frames, unnamed (it is only measured)."""
     c, h, w = latent_shape
     return StreamHeader(
@@ -52,13 +51,14 @@ def stream_header(
         scaling=Scaling(*codec.scaling),  # type: ignore[misc]
         source_size=size,
         frame_rate=(0, 1),
-        dictionary=dictionary,  # type: ignore[arg-type]
+        coder=coder,  # type: ignore[arg-type]
+        tile=codec.tile if coder == "context" else (0, 0),  # type: ignore[arg-type]
     )
 
 
 @torch.no_grad()
 def evaluate_codec(
-    codec: nn.Module, frames: Sequence[Frame], *, dictionary: str = "channel", progress: bool = True
+    codec: nn.Module, frames: Sequence[Frame], *, coder: str = DEFAULT_CODER, progress: bool = True
 ) -> dict[str, Any]:
     """Rate and distortion of a codec over frames RGB uint8 (H, W, 3).
 
@@ -71,7 +71,7 @@ def evaluate_codec(
     for frame in tqdm(frames, unit="frame", disable=not progress):
         height, width = frame.shape[:2]
         z = codec.compress(pad_to(to_float(frame)[None], codec.stride))  # type: ignore[operator, arg-type]
-        header = stream_header(codec, z.shape[1:], (height, width), dictionary)
+        header = stream_header(codec, z.shape[1:], (height, width), coder)
         payload = entropy.encode_latent(np.ascontiguousarray(z[0].numpy()), header)
         received = torch.from_numpy(entropy.decode_latent(payload, header))[None]
         decoded = to_frame(codec.decompress(received), height, width)  # type: ignore[operator]
@@ -86,7 +86,7 @@ def evaluate_codec(
     if math.isinf(result["psnr"]):
         result["psnr"] = None
     result["compression_factor"] = 24.0 / result["bpp"]
-    return {"frames": len(frames), "dictionary": dictionary, **result}
+    return {"frames": len(frames), "coder": coder, **result}
 
 
 def decoded_by(codec: nn.Module) -> Callable[[Frame], Frame]:

@@ -1,13 +1,10 @@
 #include <algorithm>
-#include <atomic>
 #include <bit>
-#include <exception>
-#include <stdexcept>
 #include <string>
-#include <thread>
 
 #include "entropy.h"
 #include "huffman.h"
+#include "payload.h"
 #include "scaling.h"
 
 namespace latentseg {
@@ -28,8 +25,6 @@ struct Lane {
     uint8_t single;
     size_t number;
 };
-
-[[noreturn]] void damaged(const std::string &what) { throw std::invalid_argument("payload damaged: " + what); }
 
 // Where a lane's symbols go: as they are, or through the value table of the lane's channel.
 struct SymbolSink {
@@ -112,44 +107,10 @@ struct Plan {
     std::vector<float> ranges;        // lo, hi in turn: 1 or C pairs
 };
 
-float load_f32(const uint8_t *p) {
-    float v;
-    std::memcpy(&v, p, 4);
-    return v;
-}
-
-void read_ranges(const uint8_t *payload, size_t size, const Geometry &g, size_t &at, Plan &plan) {
-    if (g.scaling == Scaling::fixed) {
-        plan.ranges = {g.lo, g.hi};
-        return;
-    }
-    const size_t n = g.scaling == Scaling::channel ? g.channels : 1;
-    if (size < 8 * n) damaged("it ends inside the scales");
-    for (size_t i = 0; i < n; ++i) {
-        const float lo = load_f32(payload + 4 * i), hi = load_f32(payload + 4 * (n + i));
-        if (!good_range(lo, hi)) damaged("a scaling range is not finite with lo <= hi");
-        plan.ranges.insert(plan.ranges.end(), {lo, hi});
-    }
-    at = 8 * n;
-}
-
-size_t read_number(const uint8_t *payload, size_t size, size_t &at) {
-    size_t value = 0;
-    for (int digit = 0; digit < 4 && at < size; ++digit) {
-        const uint8_t byte = payload[at++];
-        value |= static_cast<size_t>(byte & 127) << 7 * digit;
-        if (byte < 128) {
-            if (digit && !byte) damaged("a lane length has a leading zero");
-            return value;
-        }
-    }
-    damaged("a lane length is cut or too long");
-}
-
 Plan make_plan(const uint8_t *payload, size_t size, const Geometry &g) {
     Plan plan;
     size_t at = 0;
-    read_ranges(payload, size, g, at, plan);
+    plan.ranges = read_ranges(payload, size, g, at);
 
     const size_t segments = g.table_a_channel ? g.channels : 1, n = g.symbols / segments;
     std::vector<Code> codes;
@@ -224,33 +185,17 @@ void run(const Plan &plan, const Sink &sink, int threads) {
             std::fill_n(sink.out + lane.first, lane.count, sink.map(lane)[lane.single]);
         }
     const auto groups = make_groups(plan.coded);
-    std::atomic<size_t> next{0}, worst{SIZE_MAX};
-    const auto work = [&] {
-        for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < groups.size();) {
-            const Lane *const *lanes = plan.coded.data() + groups[i].first;
-            size_t bad = SIZE_MAX;
-            switch (groups[i].second) {
-                case kInterleave: decode_group<kInterleave>(lanes, sink, bad); break;
-                case 4: decode_group<4>(lanes, sink, bad); break;
-                case 2: decode_group<2>(lanes, sink, bad); break;
-                default: decode_group<1>(lanes, sink, bad);
-            }
-            // The lowest damaged lane is named, whichever thread met one first.
-            size_t seen = worst.load();
-            while (bad < seen && !worst.compare_exchange_weak(seen, bad)) {
-            }
+    decode_groups(groups.size(), threads, [&](size_t i, size_t) {
+        const Lane *const *lanes = plan.coded.data() + groups[i].first;
+        size_t bad = SIZE_MAX;
+        switch (groups[i].second) {
+            case kInterleave: decode_group<kInterleave>(lanes, sink, bad); break;
+            case 4: decode_group<4>(lanes, sink, bad); break;
+            case 2: decode_group<2>(lanes, sink, bad); break;
+            default: decode_group<1>(lanes, sink, bad);
         }
-    };
-    std::vector<std::thread> helpers;
-    const size_t wanted = std::min<size_t>(static_cast<size_t>(threads), groups.size());
-    try {
-        for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
-    } catch (const std::exception &) {
-        // The machine gives no more threads, or no memory for them: those that there are take all groups.
-    }
-    work();
-    for (std::thread &helper : helpers) helper.join();
-    if (worst != SIZE_MAX) damaged("lane " + std::to_string(worst.load()) + " does not end where its length says");
+        return bad;
+    });
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 
 #include <stdexcept>
 
+#include "context.h"
+#include "context_model.h"
 #include "entropy.h"
 #include "scaling.h"
 
@@ -17,6 +19,7 @@ using Bytes1 = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstBytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats1 = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstFloats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstBytes3 = nb::ndarray<const uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Bytes2 = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using ConstBytes2 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -78,6 +81,44 @@ void decode(Function function, const nb::bytes &payload, size_t channels, int bi
     function(data, size, geometry, out.data(), threads);
 }
 
+void require_tiles(const latentseg::TileGeometry &g) {
+    constexpr size_t kMost = size_t{1} << 26;  // of a frame in docs/format.md
+    require(g.channels > 0 && g.height > 0 && g.width > 0, "context: a shape without zeros");
+    require(g.channels <= kMost && g.height <= kMost && g.width <= kMost && g.height * g.width <= kMost &&
+                g.channels * g.height * g.width <= kMost,
+            "context: at most 2^26 symbols");
+    require(g.bits >= 1 && g.bits <= 8, "context: bits in 1..8");
+    require(g.rows > 0 && g.rows < 65536 && g.columns > 0 && g.columns < 65536, "context: tile sides in 1..65535");
+}
+
+nb::bytes context_encode(const ConstBytes3 &q, int bits, size_t rows, size_t columns, const nb::bytes &scales) {
+    const latentseg::TileGeometry geometry{
+        q.shape(0), q.shape(1), q.shape(2), bits, latentseg::Scaling::fixed, 0, 0, rows, columns};
+    require_tiles(geometry);
+    std::vector<uint8_t> payload;
+    {
+        const auto *scale_data = reinterpret_cast<const uint8_t *>(scales.c_str());
+        const size_t scale_bytes = scales.size();
+        const nb::gil_scoped_release release;
+        payload = latentseg::context_encode(q.data(), geometry, scale_data, scale_bytes);
+    }
+    return nb::bytes(reinterpret_cast<const char *>(payload.data()), payload.size());
+}
+
+template <class Out, auto function>
+void context_decode(const nb::bytes &payload, size_t channels, size_t height, size_t width, int bits, int scaling,
+                    float lo, float hi, size_t rows, size_t columns, const Out &out, int threads) {
+    require(scaling >= 0 && scaling <= 2 && threads > 0, "context: scaling in 0..2, threads above 0");
+    const latentseg::TileGeometry geometry{
+        channels, height, width, bits, static_cast<latentseg::Scaling>(scaling), lo, hi, rows, columns};
+    require_tiles(geometry);
+    require(out.size() == channels * height * width, "context: out has the size of the shape");
+    const auto *data = reinterpret_cast<const uint8_t *>(payload.c_str());
+    const size_t size = payload.size();
+    const nb::gil_scoped_release release;
+    function(data, size, geometry, out.data(), threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -103,4 +144,12 @@ NB_MODULE(_native, m) {
         },
         "payload"_a, "channels"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "table_a_channel"_a, "lane_symbols"_a,
         "out"_a.noconvert(), "threads"_a);
+    m.def("context_encode", &context_encode, "q"_a, "bits"_a, "rows"_a, "columns"_a, "scales"_a);
+    m.def("context_decode_symbols", &context_decode<Bytes1, latentseg::context_decode_symbols>, "payload"_a,
+          "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "rows"_a, "columns"_a,
+          "out"_a.noconvert(), "threads"_a);
+    m.def("context_decode_floats", &context_decode<Floats1, latentseg::context_decode_floats>, "payload"_a,
+          "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "rows"_a, "columns"_a,
+          "out"_a.noconvert(), "threads"_a);
+    m.def("context_tables_crc", &latentseg::context_tables_crc);
 }

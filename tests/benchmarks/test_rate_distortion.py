@@ -41,7 +41,7 @@ def test_learned_codec_by_hand(images: list[NDArray[np.uint8]], tiny_bundle: Bun
     with ExitStack() as stack:
         points = list(rd.learned_points("tiny", tiny_bundle, stack, threads=1))
         rows = rd.measure_points(points, images)
-    assert [row["setting"]["dictionary"] for row in rows] == ["channel", "frame"]
+    assert [row["setting"]["coder"] for row in rows] == ["context", "huffman-frame"]
     bpp, psnr, ssim = [], [], []
     for image in images:
         symbols = tiny.symbols(image[None])[0]

@@ -26,8 +26,8 @@ def test_jpeg_is_interpolated_at_the_same_rate() -> None:
     rows = [
         point("jpeg", "JPEG 4:2:0", 0.25, 25.0, {"quality": 5}),
         point("jpeg", "JPEG 4:2:0", 1.0, 35.0, {"quality": 50}),
-        point("learned", "ours", 0.5, 33.0, {"bundle": "a", "dictionary": "channel"}),
-        point("learned", "ours", 4.0, 44.0, {"bundle": "b", "dictionary": "channel"}),
+        point("learned", "ours", 0.5, 33.0, {"bundle": "a", "coder": "context"}),
+        point("learned", "ours", 4.0, 44.0, {"bundle": "b", "coder": "context"}),
     ]
     lines = learned_table(rows).splitlines()
     assert "30.00" in lines[-2]  # half way between 0.25 and 1 bpp on a log axis

@@ -1,125 +1,40 @@
-"""Golden bytes, and a decoder that was written from docs/format.md alone and imports nothing of ours."""
+"""Golden bytes, and the agreement with a decoder that was written from docs/format.md alone (tests/_stranger.py)."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
-import struct
-import zlib
-from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
 
+import _stranger
 import numpy as np
 import pytest
 
 from latentseg.bitstream import Reader, Scaling, StreamHeader, Writer
+from latentseg.bitstream.header import Coder
 from latentseg.kernels import entropy
-
-# --- the stranger's decoder -------------------------------------------------------------------------------------------
-
-
-def stranger_tables(data: bytes, at: int, count: int) -> tuple[list[dict[str, int] | int], int]:
-    tables: list[dict[str, int] | int] = []
-    for _ in range(count):
-        first, last = data[at : at + 2]
-        at += 2
-        if first == last:
-            tables.append(first)
-            continue
-        nibbles = [half for byte in data[at:] for half in (byte >> 4, byte & 15)]
-        lengths: list[int] = []
-        i = 0
-        while len(lengths) < last - first + 1:
-            v = nibbles[i]
-            if v <= 12:
-                lengths.append(v)
-            elif v == 13:
-                lengths += [0] * (2 + nibbles[i + 1])
-            elif v == 14:
-                lengths += [lengths[-1]] * (3 + nibbles[i + 1])
-            else:
-                lengths += [0] * (18 + 16 * nibbles[i + 1] + nibbles[i + 2])
-            i += 1 if v <= 12 else 3 if v == 15 else 2
-        at += (i + 1) // 2
-        assert sum(Fraction(1, 2**v) for v in lengths if v) == 1
-        code = before = 0
-        table: dict[str, int] = {}
-        for length, symbol in sorted((v, s) for s, v in enumerate(lengths, first) if v):
-            code <<= length - before
-            table[f"{code:0{length}b}"] = symbol
-            code, before = code + 1, length
-        tables.append(table)
-    return tables, at
-
-
-def stranger_decode(stream: bytes) -> list[tuple[int, int, list[int], list[tuple[float, float]]]]:
-    """(index, timestamp, symbols in raster order, ranges) of each frame of an undamaged stream."""
-    assert stream[:10] == b"\x89LSEG\r\n\x1a\x01\x00"
-    assert stream[:100] == stream[100:200]
-    assert zlib.crc32(stream[:96]) == struct.unpack_from("<I", stream, 96)[0]
-    coder, dictionary, _, scaling = stream[10:14]
-    c, h, w = struct.unpack_from("<3I", stream, 16)
-    lo, hi = struct.unpack_from("<2f", stream, 44)
-    (lane,) = struct.unpack_from("<I", stream, 52)
-    assert coder == 1
-    frames = []
-    at = 200
-    while at < len(stream):
-        marker, index, time, size, crc, header_crc = struct.unpack_from("<4sIqIII", stream, at)
-        assert marker == b"\xabLSF"
-        assert header_crc == zlib.crc32(stream[at : at + 24])
-        payload = stream[at + 28 : at + 28 + size]
-        assert crc == zlib.crc32(payload)
-        at += 28 + size
-        pairs = (1, c, 0)[scaling]
-        both = struct.unpack_from(f"<{2 * pairs}f", payload)
-        ranges = list(zip(both[:pairs], both[pairs:], strict=True)) if pairs else [(lo, hi)]
-        runs, length = (c, h * w) if dictionary else (1, c * h * w)
-        tables, p = stranger_tables(payload, 8 * pairs, runs)
-        cuts = [(run, min(lane, length - i)) for run in range(runs) for i in range(0, length, lane)]
-        sizes = []
-        for run, _ in cuts:
-            size = shift = 0
-            while not isinstance(tables[run], int):
-                byte = payload[p]
-                size |= (byte & 127) << shift
-                shift, p = shift + 7, p + 1
-                if byte < 128:
-                    break
-            sizes.append(size)
-        symbols: list[int] = []
-        for (run, count), size in zip(cuts, sizes, strict=True):
-            table = tables[run]
-            bits = "".join(f"{byte:08b}" for byte in payload[p : p + size])
-            p += size
-            for _ in range(count):
-                if isinstance(table, int):
-                    symbols.append(table)
-                    continue
-                n = next(n for n in range(1, 13) if bits[:n] in table)
-                symbols.append(table[bits[:n]])
-                bits = bits[n:]
-            assert len(bits) < 8
-            assert "1" not in bits
-        assert p == len(payload)
-        frames.append((index, time, symbols, ranges))
-    return frames
-
 
 # --- golden bytes: a change here is a new version of the format ------------------------------------------------------
 
 CODEC = bytes(range(32))
 Q = np.array([[[0, 1, 2], [1, 1, 7]], [[5, 5, 5], [5, 5, 5]]], np.uint8)
+TILE = (4, 4)
 
-# The first row by hand: -1.0 and 2.0; symbols 0..7 with lengths 4 2 4 0 0 1 0 3 (counts 1 3 1 0 0 6 0 1); a lane of 3
+# The first one by hand: -1.0 and 2.0; symbols 0..7 with lengths 4 2 4 0 0 1 0 3 (counts 1 3 1 0 0 6 0 1); a lane of 3
 # bytes: 1110 10 1111 10 10 110 0 0 0 0 0 0, and one bit of filling.
 GOLDEN_PAYLOADS = {
-    ("frame", "tensor"): "000080bf000000400007424d010303ebeb00",
-    ("frame", "channel"): "000080bf0000003f000000400000003f0007424d010303ebeb00",
-    ("frame", "fixed"): "0007424d010303ebeb00",
-    ("channel", "tensor"): "000080bf000000400007313d22050502ce40",
-    ("channel", "channel"): "000080bf0000003f000000400000003f0007313d22050502ce40",
-    ("channel", "fixed"): "0007313d22050502ce40",
+    ("huffman-frame", "tensor"): "000080bf000000400007424d010303ebeb00",
+    ("huffman-frame", "channel"): "000080bf0000003f000000400000003f0007424d010303ebeb00",
+    ("huffman-frame", "fixed"): "0007424d010303ebeb00",
+    ("huffman-channel", "tensor"): "000080bf000000400007313d22050502ce40",
+    ("huffman-channel", "channel"): "000080bf0000003f000000400000003f0007313d22050502ce40",
+    ("huffman-channel", "fixed"): "0007313d22050502ce40",
+    ("context", "tensor"): "000080bf0000004041000100000506f25a05",
+    ("context", "channel"): "000080bf0000003f000000400000003f41000100000506f25a05",
+    ("context", "fixed"): "41000100000506f25a05",
 }
-GOLDEN_STREAM = (
+GOLDEN_STREAM_HUFFMAN = (
     "894c5345470d0a1a01000101030200000200000002000000030000000d0000001100000030750000e9030000000000c30000"
     "fe42100000000000000000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fc140d4ef"
     "894c5345470d0a1a01000101030200000200000002000000030000000d0000001100000030750000e9030000000000c30000"
@@ -131,17 +46,42 @@ GOLDEN_STREAM = (
 )
 
 
-def golden_header(dictionary: str, mode: str) -> StreamHeader:
-    scaling = Scaling("fixed", -128.0, 127.0) if mode == "fixed" else Scaling(mode)  # type: ignore[arg-type]
+GOLDEN_STREAM_CONTEXT = (
+    "894c5345470d0a1a01000200030200000200000002000000030000000d0000001100000030750000e9030000000000c30000"
+    "fe42100000000400040000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2b72c91b"
+    "894c5345470d0a1a01000200030200000200000002000000030000000d0000001100000030750000e9030000000000c30000"
+    "fe42100000000400040000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2b72c91b"
+    "ab4c53460000000000000000000000000a0000003532ad35f0004ffb"
+    "41000100000506f25a05"
+    "ab4c534601000000a97dffffffffffff0a0000003532ad3526568f74"
+    "41000100000506f25a05"
+)
+GOLDEN_STREAMS = {"huffman-channel": GOLDEN_STREAM_HUFFMAN, "context": GOLDEN_STREAM_CONTEXT}
+
+# Three channels of 8 bits in tiles of 4 x 4, 4 x 1, 3 x 4 and 3 x 1: steps with a spike, which are predicted and have
+# escapes; values about 100, which are not; and one value.
+Y, X = np.mgrid[:7, :5]
+LARGER = np.stack([30 * Y + 0 * X, 100 + (Y * Y * 3 + X * 7) % 5, 0 * X + 200]).astype(np.uint8)
+LARGER[0, 3, 3] = 255
+GOLDEN_LARGER = (
+    "1e165a4d00660000c81a0d04050e070605cd9a4c71897576a491b2288052e8af4d232300790e168f0fad101d798e3c0200c7"
+    "338000345d02639c075ed3c4d98901a0e800"
+)
+
+
+def make_header(
+    coder: str, mode: str, shape: tuple[int, int, int] = (2, 2, 3), bits: int = 3, tile: tuple[int, int] = TILE
+) -> StreamHeader:
     return StreamHeader(
         codec_id=CODEC,
-        latent_shape=(2, 2, 3),
-        bits=3,
-        scaling=scaling,
+        latent_shape=shape,
+        bits=bits,
+        scaling=Scaling("fixed", -128.0, 127.0) if mode == "fixed" else Scaling(mode),  # type: ignore[arg-type]
         source_size=(13, 17),
         frame_rate=(30000, 1001),
-        dictionary=dictionary,  # type: ignore[arg-type]
+        coder=coder,  # type: ignore[arg-type]
         lane_symbols=16,
+        tile=tile if coder == "context" else (0, 0),
     )
 
 
@@ -155,50 +95,97 @@ def golden_payload(header: StreamHeader, implementation: str) -> bytes:
 
 
 @pytest.mark.parametrize("implementation", ["auto", "numpy"])
-@pytest.mark.parametrize(("dictionary", "mode"), GOLDEN_PAYLOADS)
-def test_golden_payload(dictionary: str, mode: str, implementation: str) -> None:
-    header = golden_header(dictionary, mode)
-    assert golden_payload(header, implementation).hex() == GOLDEN_PAYLOADS[dictionary, mode]
+@pytest.mark.parametrize(("coder", "mode"), GOLDEN_PAYLOADS)
+def test_golden_payload(coder: str, mode: str, implementation: str) -> None:
+    header = make_header(coder, mode)
+    payload = bytes.fromhex(GOLDEN_PAYLOADS[coder, mode])
+    assert golden_payload(header, implementation).hex() == payload.hex()
+    assert (entropy.decode_symbols(payload, header, implementation) == Q).all()  # type: ignore[arg-type]
 
 
-def golden_stream() -> bytes:
+@pytest.mark.parametrize("implementation", ["auto", "numpy"])
+def test_golden_payload_of_many_tiles(implementation: Any) -> None:
+    header = make_header("context", "fixed", LARGER.shape, 8)
+    payload = bytes.fromhex(GOLDEN_LARGER)
+    assert entropy.encode_symbols(LARGER, header, implementation=implementation).hex() == payload.hex()
+    assert (entropy.decode_symbols(payload, header, implementation) == LARGER).all()
+    assert [first % 4 for first in payload[:9:3]] == [2, 1, 0]
+
+
+def golden_stream(coder: str) -> bytes:
     file = io.BytesIO()
-    writer = Writer(file, golden_header("channel", "fixed"))
+    writer = Writer(file, make_header(coder, "fixed"))
     for time in (0, -33367):
         writer.write(golden_payload(writer.header, "numpy"), time)
     return file.getvalue()
 
 
-def test_golden_stream() -> None:
-    assert golden_stream().hex() == GOLDEN_STREAM
+@pytest.mark.parametrize("coder", GOLDEN_STREAMS)
+def test_golden_stream(coder: str) -> None:
+    assert golden_stream(coder).hex() == GOLDEN_STREAMS[coder]
 
 
-def test_stranger_reads_golden_stream() -> None:
-    frames = stranger_decode(bytes.fromhex(GOLDEN_STREAM))
+# --- the stranger -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coder", GOLDEN_STREAMS)
+def test_stranger_reads_golden_stream(coder: str) -> None:
+    frames = _stranger.decode(bytes.fromhex(GOLDEN_STREAMS[coder]))
     assert [(index, time) for index, time, _, _ in frames] == [(0, 0), (1, -33367)]
     for _, _, symbols, ranges in frames:
         assert symbols == Q.reshape(-1).tolist()
         assert ranges == [(-128.0, 127.0)]
 
 
-@pytest.mark.parametrize("dictionary", ["frame", "channel"])
-@pytest.mark.parametrize("mode", ["tensor", "channel", "fixed"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 11, 13), (5, 4, 8)])
-def test_stranger_agrees_on_latents(dictionary: str, mode: str, shape: tuple[int, int, int]) -> None:
+def test_stranger_reads_golden_payload_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = bytes.fromhex(GOLDEN_LARGER)
+    assert _stranger.context(payload, 0, LARGER.shape, 8, *TILE) == LARGER.reshape(-1).tolist()
+    # There is an escape in it: who does not know them fails.
+    monkeypatch.setattr(_stranger, "ESCAPE", object())
+    with pytest.raises(TypeError):
+        _stranger.context(payload, 0, LARGER.shape, 8, *TILE)
+
+
+def test_stranger_builds_the_tables_of_the_page() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text()
+    assert f"`{_stranger.tables_crc():08X}`" in page
+
+
+def agree(coder: str, mode: str, shape: tuple[int, int, int], tile: tuple[int, int] = TILE, bits: int = 6) -> None:
+    """The stranger and we find the same in a stream of three latents: noise, slopes, and rare spikes."""
     rng = np.random.default_rng(shape)
-    scaling = Scaling("fixed", -2.5, 3.0) if mode == "fixed" else Scaling(mode)  # type: ignore[arg-type]
-    header = StreamHeader(bytes(32), shape, 6, scaling, dictionary=dictionary, lane_symbols=16)  # type: ignore[arg-type]
+    header = dataclasses.replace(make_header(coder, "fixed", shape, bits, tile), scaling=SCALINGS[mode])
     file = io.BytesIO()
     writer = Writer(file, header)
+    spread = np.array([1.0, 0.0, 3.0, 0.2, 1.0])[: shape[0], None, None]
     for i in range(3):
-        z = (rng.laplace(size=shape) * np.array([1.0, 0.0, 3.0, 0.2, 1.0])[: shape[0], None, None]).astype(np.float32)
-        writer.write(entropy.encode_latent(z, header), 1000 * i)
+        z = rng.laplace(size=shape) * spread
+        z = (z, z.cumsum(axis=2) / 4, np.where(rng.random(shape) < 0.04, 3 * spread, z / 50))[i]
+        writer.write(entropy.encode_latent(z.astype(np.float32), header), 1000 * i)
     stream = file.getvalue()
     ours = list(Reader(io.BytesIO(stream)))
-    theirs = stranger_decode(stream)
+    theirs = _stranger.decode(stream)
     assert len(ours) == len(theirs) == 3
     for frame, (index, time, symbols, ranges) in zip(ours, theirs, strict=True):
         assert (frame.index, frame.timestamp_us) == (index, time)
         assert entropy.decode_symbols(frame.payload, header).reshape(-1).tolist() == symbols
         lo, hi = entropy.payload_range(frame.payload, header)
         assert list(zip(lo.tolist(), hi.tolist(), strict=True)) == ranges
+
+
+SHAPES = [(1, 1, 1), (3, 5, 7), (2, 11, 13), (5, 4, 8)]
+SCALINGS = {"tensor": Scaling("tensor"), "channel": Scaling("channel"), "fixed": Scaling("fixed", -2.5, 3.0)}
+
+
+@pytest.mark.parametrize("coder", get_args(Coder))
+@pytest.mark.parametrize("mode", SCALINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_stranger_agrees_on_latents(coder: str, mode: str, shape: tuple[int, int, int]) -> None:
+    agree(coder, mode, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tile", [(1, 16), (16, 1), (14, 32)])
+@pytest.mark.parametrize("bits", [1, 8])
+def test_stranger_agrees_on_tiles(shape: tuple[int, int, int], tile: tuple[int, int], bits: int) -> None:
+    agree("context", "channel", shape, tile, bits)

@@ -6,7 +6,7 @@ import io
 import struct
 import tracemalloc
 import zlib
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentseg.bitstream import Reader, Scaling, StreamHeader
-from latentseg.bitstream.header import HEADER_BYTES, pack_header
+from latentseg.bitstream.header import CODERS, HEADER_BYTES, Coder, pack_header
 from latentseg.errors import ArtifactError, InputError, LatentsegError, UsageError
 
 BASE: dict[str, Any] = {
@@ -31,15 +31,23 @@ def read(data: bytes) -> Reader:
     return Reader(io.BytesIO(data))
 
 
-def forge(offset: int, field: bytes) -> bytes:
+def forge(offset: int, field: bytes, coder: Coder = "huffman-channel") -> bytes:
     """A header whose both copies carry `field` at `offset`, with CRCs that fit."""
-    body = bytearray(pack_header(StreamHeader(**BASE))[:96])
+    body = bytearray(pack_header(StreamHeader(**BASE, coder=coder))[:96])
     body[offset : offset + len(field)] = field
     return 2 * (bytes(body) + struct.pack("<I", zlib.crc32(body)))
 
 
+def with_coder(tile: tuple[int, int], **fields: Any) -> StreamHeader:
+    """Any coder; `tile` where it has tiles."""
+    return StreamHeader(**fields, tile=tile if fields["coder"] == "context" else (0, 0))
+
+
 headers = st.builds(
-    StreamHeader,
+    with_coder,
+    tile=st.one_of(
+        st.tuples(st.integers(16, 4096), st.integers(1, 4096)), st.tuples(st.integers(1, 256), st.integers(16, 65535))
+    ),
     codec_id=st.binary(min_size=32, max_size=32),
     latent_shape=st.tuples(st.integers(1, 4096), st.integers(1, 128), st.integers(1, 128)),
     bits=st.integers(1, 8),
@@ -51,7 +59,7 @@ headers = st.builds(
     ),
     source_size=st.one_of(st.just((0, 0)), st.tuples(st.integers(1, 16384), st.integers(1, 16384))),
     frame_rate=st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 2**32 - 1)),
-    dictionary=st.sampled_from(["frame", "channel"]),
+    coder=st.sampled_from(get_args(Coder)),
     lane_symbols=st.integers(16, 2**24),
 )
 
@@ -117,25 +125,75 @@ LIES = {
     "no lane": (52, struct.pack("<I", 0), InputError),
     "endless lane": (52, struct.pack("<I", 2**24 + 1), InputError),
     "version": (8, struct.pack("<H", 2), ArtifactError),
-    "coder": (10, b"\x02", ArtifactError),
+    "coder": (10, b"\x03", ArtifactError),
+    "no coder": (10, b"\x00", ArtifactError),
+    "the other coder": (10, b"\x02", ArtifactError),
     "dictionary": (11, b"\x02", ArtifactError),
     "scaling": (13, b"\x03", ArtifactError),
     "reserved": (14, b"\x01", ArtifactError),
     "coder parameters": (60, b"\x01", ArtifactError),
+    "rows of a tile": (56, b"\x01", ArtifactError),
+    "columns of a tile": (58, b"\x01", ArtifactError),
+    "a whole tile": (56, struct.pack("<2H", 64, 64), ArtifactError),
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_lies_are_refused_before_anything_is_allocated(name: str) -> None:
-    offset, field, error = LIES[name]
+# The same of a stream in tiles, 14 x 32 unless it says something else.
+TILE_LIES = {
+    "no rows in a tile": (56, struct.pack("<2H", 0, 32), InputError),
+    "no columns in a tile": (56, struct.pack("<2H", 14, 0), InputError),
+    "no tile": (52, bytes(8), InputError),
+    "lane is not the tile": (52, struct.pack("<I", 449), InputError),
+    "tile is not the lane": (56, struct.pack("<2H", 32, 15), InputError),
+    "small tile": (52, struct.pack("<I2H", 15, 3, 5), InputError),
+    "large tile": (52, struct.pack("<I2H", 65535 * 257, 65535, 257), InputError),
+    "32-bit overflow of a tile": (52, struct.pack("<I2H", 65535 * 65535, 65535, 65535), InputError),
+    "a tile's other parameters": (60, b"\x01", ArtifactError),
+    "a tile's last parameter": (63, b"\x80", ArtifactError),
+    "dictionary of tiles": (11, b"\x01", ArtifactError),
+    "unknown dictionary of tiles": (11, b"\x02", ArtifactError),
+    "runs with a tile": (10, b"\x01", ArtifactError),
+    "reserved with tiles": (14, b"\x01", ArtifactError),
+    "next coder": (10, b"\x03", ArtifactError),
+    "scaling of tiles": (13, b"\x03", ArtifactError),
+}
+CASES = [(name, "huffman-channel", *lie) for name, lie in LIES.items()]
+CASES += [(name, "context", *lie) for name, lie in TILE_LIES.items()]
+
+
+@pytest.mark.parametrize(("coder", "offset", "field", "error"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+def test_lies_are_refused_before_anything_is_allocated(
+    coder: Any, offset: int, field: bytes, error: type[LatentsegError]
+) -> None:
     tracemalloc.start()
     with pytest.raises(error) as caught:
-        read(forge(offset, field))
+        read(forge(offset, field, coder))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    assert type(caught.value) is error
     assert peak < 500_000
     assert caught.value.exit_code == (3 if error is InputError else 4)
     assert "expected" in str(caught.value) or caught.value.hint
+
+
+def test_coders_as_they_lie_in_the_header() -> None:
+    assert set(CODERS) == set(get_args(Coder))
+    for coder, lane, number, tile in (
+        ("huffman-frame", 4096, b"\x01\x00", (0, 0)),
+        ("huffman-channel", 4096, b"\x01\x01", (0, 0)),
+        ("context", 24 * 61, b"\x02\x00", (24, 61)),
+    ):
+        packed = pack_header(StreamHeader(**BASE, coder=coder, tile=tile))  # type: ignore[arg-type]
+        assert packed[10:12] == number
+        assert packed[52:64] == struct.pack("<I2HI", lane, *tile, 0)
+
+
+def test_tile_gives_the_lane() -> None:
+    header = StreamHeader(**BASE)
+    assert (header.coder, header.tile, header.lane_symbols) == ("context", (14, 32), 448)
+    assert StreamHeader(**BASE, tile=(2, 9), lane_symbols=4096).lane_symbols == 18
+    largest = StreamHeader(**BASE, tile=(256, 65535))
+    assert read(pack_header(largest)).header == largest
 
 
 def test_newer_version_with_a_longer_header() -> None:
@@ -169,8 +227,14 @@ BAD_VALUES: dict[str, tuple[type[LatentsegError], dict[str, Any]]] = {
     "shape": (InputError, {"latent_shape": (1, 2)}),
     "bits": (InputError, {"bits": 9}),
     "coder": (ArtifactError, {"coder": "morse"}),
-    "dictionary": (UsageError, {"dictionary": "row"}),
-    "lane": (InputError, {"lane_symbols": 15}),
+    "lane": (InputError, {"coder": "huffman-frame", "lane_symbols": 15}),
+    "small tile": (InputError, {"tile": (3, 5)}),
+    "large tile": (InputError, {"tile": (65535, 257)}),
+    "tall tile": (InputError, {"tile": (65536, 1)}),
+    "half a tile": (InputError, {"tile": (0, 16)}),
+    "negative tile": (InputError, {"tile": (-4, -4)}),
+    "long tile": (InputError, {"tile": (4, 4, 1)}),
+    "short tile": (InputError, {"tile": (16,)}),
 }
 
 
@@ -179,6 +243,12 @@ def test_a_header_is_checked_when_it_is_made(name: str) -> None:
     error, change = BAD_VALUES[name]
     with pytest.raises(error, match="expected"):
         StreamHeader(**{**BASE, **change})
+
+
+@pytest.mark.parametrize("coder", ["huffman-channel", "huffman-frame"])
+def test_only_the_context_coder_has_tiles(coder: Any) -> None:
+    with pytest.raises(UsageError, match=f"tiles of 4 x 4 with coder '{coder}'"):
+        StreamHeader(**BASE, coder=coder, tile=(4, 4))
 
 
 @pytest.mark.parametrize("mode", ["tensor", "channel"])

@@ -7,11 +7,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from latentseg import cli
+from latentseg.bitstream import Reader
+from latentseg.bitstream.header import CODERS, DEFAULT_CODER, DEFAULT_TILE, Coder
+from latentseg.cli import _common
 from latentseg.kernels import quantize as float2int
 
 CAN_FILL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants /dev/full, which Linux has")
@@ -35,16 +39,51 @@ def lsegs(argv: list[str], code: int = 0) -> None:
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("dictionary", ["frame", "channel"])
-def test_round_trip_of_every_bit_length(bits: int, dictionary: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("coder", _common.CODERS)
+def test_round_trip_of_every_bit_length(bits: int, coder: str, tmp_path: Path) -> None:
     stack = latents((3, 5, 7, 11), bits, seed=bits)
     source = save(tmp_path / "in.npy", stack)
     lseg, back = str(tmp_path / "x.lseg"), str(tmp_path / "out.npy")
-    lsegs(["pack", source, "-o", lseg, "--bits", str(bits), "--dictionary", dictionary, "-q"])
+    lsegs(["pack", source, "-o", lseg, "--bits", str(bits), "--coder", coder, "-q"])
     lsegs(["unpack", lseg, "-o", back, "-q"])
     found = np.load(back)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, stack)
+    with open(lseg, "rb") as file:
+        assert Reader(file).header.coder == coder
+
+
+def test_coders_are_those_of_the_stream() -> None:
+    # The command line knows them without NumPy, so they stand there a second time.
+    assert _common.CODERS == tuple(CODERS) == get_args(Coder)
+    assert _common.CODERS[0] == DEFAULT_CODER
+
+
+@pytest.mark.parametrize("tile", [None, (4, 4), (1, 16), (16, 1), (14, 32), (65535, 256)])
+def test_round_trip_of_tiles(tile: tuple[int, int] | None, tmp_path: Path) -> None:
+    stack = latents((2, 3, 15, 33), 6)
+    source, lseg, back = save(tmp_path / "in.npy", stack), str(tmp_path / "x.lseg"), str(tmp_path / "out.npy")
+    options = [] if tile is None else ["--coder", "context", "--tile", *map(str, tile)]
+    lsegs(["pack", source, "-o", lseg, "--bits", "6", *options, "-q"])
+    lsegs(["unpack", lseg, "-o", back, "-q"])
+    np.testing.assert_array_equal(np.load(back), stack)
+    with open(lseg, "rb") as file:
+        assert Reader(file).header.tile == (tile or DEFAULT_TILE)
+
+
+def test_inspect_shows_coder_and_lanes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = save(tmp_path / "in.npy", latents((2, 3, 5, 7), 8))
+    for options, coder, tile, lane, words in (
+        (["--tile", "3", "9"], "context", [3, 9], 27, "context, lanes of 3x9 symbols"),
+        (["--coder", "huffman-frame"], "huffman-frame", [0, 0], 4096, "huffman-frame, lanes of 4096 symbols"),
+    ):
+        lsegs(["pack", source, "-o", str(tmp_path / "x.lseg"), *options, "--overwrite", "-q"])
+        lsegs(["inspect", str(tmp_path / "x.lseg"), "--json"])
+        report = json.loads(capsys.readouterr().out)
+        assert (report["coder"], report["tile"], report["lane_symbols"]) == (coder, tile, lane)
+        assert "dictionary" not in report
+        lsegs(["inspect", str(tmp_path / "x.lseg")])
+        assert words in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", ">u2", "<i2", ">i4", "u4", "i8", ">u8"])
@@ -184,6 +223,16 @@ def test_damaged_frames_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixtu
         (np.zeros((1, 2, 2), np.uint8), ["--quantize", "tensor", "--lo", "1"], 2, ["takes the range from the latents"]),
         (np.zeros((1, 2, 2), np.uint8), ["--lo", "3", "--hi", "1"], 2, ["--lo must lie below --hi"]),
         (np.zeros((1, 2, 2), np.uint8), ["--lo", "nan"], 2, ["--lo must lie below --hi"]),
+        (
+            np.zeros((1, 2, 2), np.uint8),
+            ["--coder", "huffman-channel", "--tile", "4", "4"],
+            2,
+            ["--tile with --coder huffman-channel", "hint: tiles belong to --coder context"],
+        ),
+        (np.zeros((1, 2, 2), np.uint8), ["--coder", "huffman-frame", "--tile", "14", "32"], 2, ["--tile with --coder"]),
+        (np.zeros((1, 2, 2), np.uint8), ["--tile", "3", "5"], 2, ["--tile 3 5: expected sides", "16 to 16777216"]),
+        (np.zeros((1, 2, 2), np.uint8), ["--tile", "65536", "1"], 2, ["--tile 65536 1: expected sides up to 65535"]),
+        (np.zeros((1, 2, 2), np.uint8), ["--tile", "65535", "257"], 2, ["--tile 65535 257: expected sides"]),
     ],
 )
 def test_what_pack_refuses(

@@ -43,6 +43,7 @@ def test_loads_what_was_written(tiny_bundle: Bundle) -> None:
     assert again.codec == tiny_bundle.codec
     assert (again.codec.channels, again.codec.stride, again.codec.bits) == (3, 8, 8)
     assert (again.codec.scaling.mode, again.codec.scaling.lo, again.codec.scaling.hi) == ("fixed", 0.0, 255.0)
+    assert (again.codec.coder, again.codec.tile) == ("context", (14, 32))
     assert again.classes == CLASSES
     assert again.roles == ("compressor", "decompressor", "segmenter", "rgb_segmenter")
     assert again.manifest["files"]["segmenter"]["bytes"] == again.model_path("segmenter").stat().st_size
@@ -72,7 +73,20 @@ def test_loads_what_was_written(tiny_bundle: Bundle) -> None:
         ("codec.channels", 8.0, "(float), expected an integer"),
         ("codec.stride", 1 << 30, "from 1 to 256"),
         ("codec.bits", 9, "from 1 to 8"),
-        ("codec.dictionary", "word", "'word', expected one of frame, channel"),
+        ("codec.coder", "word", "'word', expected one of context, huffman-channel, huffman-frame"),
+        ("codec.coder", ..., "'codec.coder' is missing"),
+        ("codec.coder", "huffman-frame", "'codec.tile' is [14, 32], expected [rows, columns]"),
+        ("codec.tile", ..., "'codec.tile' is None, expected [rows, columns]"),
+        ("codec.tile", [0, 0], "'codec.tile' is [0, 0], expected [rows, columns]"),
+        ("codec.tile", [14, 0], "'codec.tile' is [14, 0], expected [rows, columns]"),
+        ("codec.tile", [3, 5], "'codec.tile' is [3, 5], expected [rows, columns] of 16 to 16777216 symbols"),
+        ("codec.tile", [65535, 257], "of 16 to 16777216 symbols"),
+        ("codec.tile", [65536, 1], "of 16 to 16777216 symbols"),
+        ("codec.tile", [-4, -4], "'codec.tile' is [-4, -4], expected [rows, columns]"),
+        ("codec.tile", [14.0, 32], "'codec.tile' is [14.0, 32], expected [rows, columns]"),
+        ("codec.tile", [True, 32], "'codec.tile' is [True, 32], expected [rows, columns]"),
+        ("codec.tile", [14, 32, 1], "'codec.tile' is [14, 32, 1], expected [rows, columns]"),
+        ("codec.tile", "14x32", "'codec.tile' is '14x32', expected [rows, columns]"),
         ("codec.scaling.mode", "log", "expected one of tensor, channel, fixed"),
         ("codec.scaling.lo", 1e9, "at most hi"),
         ("codec.scaling.hi", ..., "'codec.scaling.hi' is missing"),
@@ -107,6 +121,17 @@ def test_manifest_that_lies(folder: Path, where: str, value: Any, says: str) -> 
     assert says in str(caught.value)
     assert caught.value.exit_code == 4
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("coder", "tile"), [("context", [16, 1]), ("huffman-channel", [0, 0]), ("huffman-frame", [0, 0])]
+)
+def test_coder_and_tile_reach_the_stream(folder: Path, coder: str, tile: list[int]) -> None:
+    edit(folder, "codec.coder", coder)
+    edit(folder, "codec.tile", tile)
+    header = load_bundle(folder).header(16, 16)
+    assert (header.coder, header.tile) == (coder, tuple(tile))
+    assert header.lane_symbols == (16 if coder == "context" else 4096)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "nul", '{"schema": NaN}', "[" * 100_000, "\xff\xfe"])

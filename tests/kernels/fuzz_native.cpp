@@ -1,81 +1,181 @@
-// Feeds damaged payloads to the native decoder. Built with -fsanitize=address,undefined by test_fuzz_native.py: payload
-// and output lie in heap blocks of exactly their size, so that any step outside is fatal. Prints how many payloads were
-// decoded and refused. Usage: fuzz_native ROUNDS SEED
+// Feeds damaged payloads to the native decoders. Built with -fsanitize=address,undefined by test_fuzz_native.py: payload
+// and output lie in heap blocks of exactly their size, so that any step outside is fatal. Prints for each coder how many
+// payloads were decoded and refused. Usage: fuzz_native ROUNDS SEED
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
 #include <stdexcept>
+#include <vector>
 
+#include "../../kernels/native/context.h"
+#include "../../kernels/native/context_model.h"
 #include "../../kernels/native/entropy.h"
 #include "../../kernels/native/scaling.h"
 
 using latentseg::Geometry;
 using latentseg::Scaling;
+using latentseg::TileGeometry;
+using Bytes = std::vector<uint8_t>;
+
+namespace {
+
+std::mt19937 rng;
+
+size_t below(size_t n) { return static_cast<size_t>(rng() % n); }
+
+[[noreturn]] void fail(const char *what) {
+    std::puts(what);
+    std::exit(1);
+}
+
+struct Tally {
+    long decoded = 0, refused = 0;
+};
+
+Bytes random_symbols(size_t n, int bits) {
+    Bytes q(n);
+    const size_t spread = 1 + below(size_t{1} << bits);
+    for (uint8_t &s : q) s = static_cast<uint8_t>(std::min(below(spread), below(spread)));
+    // Jumps, now and then: the context coder's escapes.
+    if (below(2))
+        for (size_t i = below(60); i < n; i += 1 + below(60)) q[i] = static_cast<uint8_t>(below(size_t{1} << bits));
+    return q;
+}
+
+size_t scale_floats(Scaling scaling, size_t channels) {
+    return 2 * (scaling == Scaling::fixed ? 0 : scaling == Scaling::channel ? channels : 1);
+}
+
+// Variant 0 is the payload as it is.
+Bytes damage(const Bytes &good, int variant) {
+    Bytes bad = good;
+    if (variant == 1) {
+        bad.resize(below(good.size() + 1));
+    } else if (variant == 2) {
+        for (uint8_t &byte : bad) byte = static_cast<uint8_t>(rng());
+    } else if (variant == 3) {
+        bad.insert(bad.end(), 1 + below(9), static_cast<uint8_t>(rng()));
+    } else if (variant > 3) {
+        for (size_t flips = 1 + below(static_cast<size_t>(variant)); flips; --flips)
+            bad[below(bad.size())] ^= static_cast<uint8_t>(1 << below(8));
+    }
+    return bad;
+}
+
+template <class Function>
+bool accepts(const Function &decode) {
+    try {
+        decode();
+    } catch (const std::invalid_argument &) {
+        return false;
+    }
+    return true;
+}
+
+// G: Geometry or TileGeometry. `q` is what the payload must give, or null where it is damaged.
+template <class G, class Symbols, class Floats>
+void feed(const Bytes &content, const G &g, size_t count, const Bytes *q, Tally &tally, Symbols to_symbols,
+          Floats to_floats) {
+    const std::unique_ptr<uint8_t[]> payload(new uint8_t[content.size()]), symbols(new uint8_t[count]);
+    const std::unique_ptr<float[]> floats(new float[count]);
+    std::copy(content.begin(), content.end(), payload.get());
+    const int threads = 1 + static_cast<int>(below(20) == 0);
+    const bool ok = accepts([&] { to_symbols(payload.get(), content.size(), g, symbols.get(), threads); });
+    if (ok != accepts([&] { to_floats(payload.get(), content.size(), g, floats.get(), threads); }))
+        fail("symbols and floats disagree");
+    if (ok && std::any_of(symbols.get(), symbols.get() + count, [&](uint8_t s) { return s >> g.bits; }))
+        fail("a symbol out of range");
+    if (q && (!ok || !std::equal(q->begin(), q->end(), symbols.get()))) fail("an undamaged payload did not come back");
+    ++(ok ? tally.decoded : tally.refused);
+}
+
+void huffman_round(Tally &tally) {
+    Geometry g{};
+    g.channels = 1 + below(6);
+    g.symbols = g.channels * (1 + below(below(2) ? 40 : 700));
+    g.bits = 1 + static_cast<int>(below(8));
+    g.scaling = static_cast<Scaling>(below(3));
+    g.lo = -1;
+    g.hi = 2;
+    g.table_a_channel = below(2);
+    g.lane_symbols = 16 + below(100);
+
+    const Bytes q = random_symbols(g.symbols, g.bits);
+    const std::vector<float> scales(scale_floats(g.scaling, g.channels), 0.5f);
+    const Bytes good = latentseg::encode(q.data(), g.symbols, g.table_a_channel ? g.channels : 1, g.lane_symbols,
+                                         reinterpret_cast<const uint8_t *>(scales.data()), 4 * scales.size());
+    for (int variant = 0; variant < 12; ++variant) {
+        // Another geometry than the payload was made for, now and then.
+        if (variant > 9) g.lane_symbols = 16 + below(100);
+        feed(damage(good, variant), g, g.symbols, variant ? nullptr : &q, tally, latentseg::decode_symbols,
+             latentseg::decode_floats);
+    }
+}
+
+// Behind the scales, what decides where the decoder reads and which tables it takes: parameters that pass, and lane
+// lengths that add up. `first` is the first byte of a channel's three.
+void forge(Bytes &bad, size_t scale_bytes, const TileGeometry &g) {
+    for (size_t c = 0; c < g.channels; ++c) {
+        uint8_t *channel = bad.data() + scale_bytes + 3 * c;
+        if ((channel[0] & 3) == 0) continue;  // a constant channel has no lanes
+        channel[0] = static_cast<uint8_t>(1 + below(2) + 4 * below(latentseg::kSteps));
+        channel[1] = static_cast<uint8_t>(below(latentseg::kSteps));
+        channel[2] = static_cast<uint8_t>(below(size_t{1} << g.bits));
+    }
+    // The lengths stay as they were; half of the time the last lane's bytes do not.
+    if (below(2))
+        for (size_t i = bad.size() - std::min<size_t>(bad.size(), 1 + below(40)); i < bad.size(); ++i)
+            if (i >= scale_bytes + 3 * g.channels) bad[i] = static_cast<uint8_t>(rng());
+}
+
+void context_round(Tally &tally) {
+    TileGeometry g{};
+    const bool small = below(2);
+    g.channels = 1 + below(6);
+    g.height = 1 + below(small ? 8 : 40);
+    g.width = 1 + below(small ? 8 : 40);
+    g.bits = 1 + static_cast<int>(below(8));
+    g.scaling = static_cast<Scaling>(below(3));
+    g.lo = -1;
+    g.hi = 2;
+    const auto tile = [&] {
+        g.rows = 1 + below(below(8) ? 20 : 65535);
+        g.columns = 1 + below(below(8) ? 20 : 65535);
+    };
+    tile();
+
+    const size_t count = g.channels * g.height * g.width;
+    Bytes q = random_symbols(count, g.bits);
+    // Slopes, which are predicted, and a constant channel.
+    if (below(2))
+        for (size_t i = 0; i < count; ++i) q[i] = static_cast<uint8_t>((q[i] / 8 + i % g.width * 3) % (1u << g.bits));
+    if (below(3) == 0) std::fill_n(q.begin(), g.height * g.width, q[0]);
+    const std::vector<float> scales(scale_floats(g.scaling, g.channels), 0.5f);
+    const size_t scale_bytes = 4 * scales.size();
+    const Bytes good =
+        latentseg::context_encode(q.data(), g, reinterpret_cast<const uint8_t *>(scales.data()), scale_bytes);
+    for (int variant = 0; variant < 16; ++variant) {
+        Bytes bad = damage(good, variant < 12 ? variant : 0);
+        if (variant >= 12) forge(bad, scale_bytes, g);
+        if (variant == 10 || variant == 11) tile();
+        feed(bad, g, count, variant ? nullptr : &q, tally, latentseg::context_decode_symbols,
+             latentseg::context_decode_floats);
+    }
+}
+
+}  // namespace
 
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     const int rounds = std::atoi(argv[1]);
-    std::mt19937 rng(static_cast<unsigned>(std::atoi(argv[2])));
-    const auto below = [&](size_t n) { return static_cast<size_t>(rng() % n); };
-    long decoded = 0, refused = 0;
-    for (int round = 0; round < rounds; ++round) {
-        Geometry g{};
-        g.channels = 1 + below(6);
-        g.symbols = g.channels * (1 + below(below(2) ? 40 : 700));
-        g.bits = 1 + static_cast<int>(below(8));
-        g.scaling = static_cast<Scaling>(below(3));
-        g.lo = -1;
-        g.hi = 2;
-        g.table_a_channel = below(2);
-        g.lane_symbols = 16 + below(100);
-
-        std::vector<uint8_t> q(g.symbols);
-        const size_t spread = 1 + below(size_t{1} << g.bits);
-        for (uint8_t &s : q) s = static_cast<uint8_t>(std::min(below(spread), below(spread)));
-        const size_t pairs = g.scaling == Scaling::fixed ? 0 : g.scaling == Scaling::channel ? g.channels : 1;
-        const std::vector<float> scales(2 * pairs, 0.5f);
-        const std::vector<uint8_t> good =
-            latentseg::encode(q.data(), g.symbols, g.table_a_channel ? g.channels : 1, g.lane_symbols,
-                              reinterpret_cast<const uint8_t *>(scales.data()), 4 * scales.size());
-
-        for (int variant = 0; variant < 12; ++variant) {
-            std::vector<uint8_t> bad = good;
-            if (variant == 1) {
-                bad.resize(below(good.size() + 1));
-            } else if (variant == 2) {
-                for (uint8_t &byte : bad) byte = static_cast<uint8_t>(rng());
-            } else if (variant == 3) {
-                bad.insert(bad.end(), 1 + below(9), static_cast<uint8_t>(rng()));
-            } else if (variant > 3) {
-                for (size_t flips = 1 + below(variant); flips; --flips) bad[below(bad.size())] ^= 1 << below(8);
-            }
-            // Another geometry than the payload was made for, now and then.
-            if (variant > 9) g.lane_symbols = 16 + below(100);
-            const std::unique_ptr<uint8_t[]> payload(new uint8_t[bad.size()]), symbols(new uint8_t[g.symbols]);
-            const std::unique_ptr<float[]> floats(new float[g.symbols]);
-            std::copy(bad.begin(), bad.end(), payload.get());
-            const int threads = 1 + static_cast<int>(below(20) == 0);
-            bool ok = true;
-            try {
-                latentseg::decode_symbols(payload.get(), bad.size(), g, symbols.get(), threads);
-            } catch (const std::invalid_argument &) {
-                ok = false;
-            }
-            bool ok_floats = true;
-            try {
-                latentseg::decode_floats(payload.get(), bad.size(), g, floats.get(), threads);
-            } catch (const std::invalid_argument &) {
-                ok_floats = false;
-            }
-            if (ok != ok_floats) return std::puts("symbols and floats disagree"), 1;
-            if (ok)
-                for (size_t i = 0; i < g.symbols; ++i)
-                    if (symbols[i] >> g.bits) return std::puts("a symbol out of range"), 1;
-            if (variant == 0 && (!ok || !std::equal(q.begin(), q.end(), symbols.get())))
-                return std::puts("an undamaged payload did not come back"), 1;
-            ++(ok ? decoded : refused);
-        }
-    }
-    std::printf("decoded %ld, refused %ld\n", decoded, refused);
+    rng.seed(static_cast<unsigned>(std::atoi(argv[2])));
+    // docs/format.md, section "Payload of coder 2".
+    if (latentseg::context_tables_crc() != 0x28D07288) fail("the tables are not those of the format");
+    Tally huffman, context;
+    for (int round = 0; round < rounds; ++round) huffman_round(huffman);
+    for (int round = 0; round < rounds; ++round) context_round(context);
+    std::printf("huffman decoded %ld, refused %ld\n", huffman.decoded, huffman.refused);
+    std::printf("context decoded %ld, refused %ld\n", context.decoded, context.refused);
 }

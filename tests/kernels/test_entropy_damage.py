@@ -17,12 +17,14 @@ from latentseg.errors import InputError
 from latentseg.kernels import entropy, native_available
 
 IMPLEMENTATIONS: list[Any] = ["numpy", "native"] if native_available() else ["numpy"]
-CASES = [(d, s) for d in ("frame", "channel") for s in ("tensor", "channel", "fixed")]
+CASES = [(c, s) for c in ("huffman-frame", "huffman-channel", "context") for s in ("tensor", "channel", "fixed")]
 
 
-def header(dictionary: Any, scaling: Any) -> StreamHeader:
+def header(coder: Any, scaling: Any) -> StreamHeader:
     kind = Scaling("fixed", -2, 2) if scaling == "fixed" else Scaling(scaling)
-    return StreamHeader(bytes(32), (3, 4, 9), 4, kind, dictionary=dictionary, lane_symbols=16)
+    if coder == "context":  # fewer symbols: NumPy steps through a tile one by one
+        return StreamHeader(bytes(32), (3, 2, 9), 4, kind, tile=(2, 8))
+    return StreamHeader(bytes(32), (3, 4, 9), 4, kind, coder=coder, lane_symbols=16)
 
 
 def payload_of(h: StreamHeader) -> bytes:
@@ -51,9 +53,9 @@ def agree(payload: bytes, h: StreamHeader) -> bytes | None:
     return outcomes.pop()
 
 
-@pytest.mark.parametrize(("dictionary", "scaling"), CASES)
-def test_every_flipped_bit(dictionary: str, scaling: str) -> None:
-    h = header(dictionary, scaling)
+@pytest.mark.parametrize(("coder", "scaling"), CASES)
+def test_every_flipped_bit(coder: str, scaling: str) -> None:
+    h = header(coder, scaling)
     payload = payload_of(h)
     refused = 0
     for bit in range(8 * len(payload)):
@@ -63,9 +65,9 @@ def test_every_flipped_bit(dictionary: str, scaling: str) -> None:
     assert refused > 0
 
 
-@pytest.mark.parametrize(("dictionary", "scaling"), CASES)
-def test_truncation_at_every_byte_and_trailing_bytes(dictionary: str, scaling: str) -> None:
-    h = header(dictionary, scaling)
+@pytest.mark.parametrize(("coder", "scaling"), CASES)
+def test_truncation_at_every_byte_and_trailing_bytes(coder: str, scaling: str) -> None:
+    h = header(coder, scaling)
     payload = payload_of(h)
     for size in range(len(payload)):
         assert agree(payload[:size], h) is None
@@ -89,17 +91,19 @@ def test_several_bytes_changed(changes: list[tuple[int, int]], case: tuple[str, 
     agree(bytes(bad), h)
 
 
-def test_payload_of_another_stream() -> None:
-    h = header("channel", "fixed")
-    other = StreamHeader(bytes(32), (3, 40, 90), 8, Scaling("fixed", 0, 1), dictionary="channel")
+@pytest.mark.parametrize("coder", ["huffman-channel", "context"])
+def test_payload_of_another_stream(coder: Any) -> None:
+    h = header(coder, "fixed")
+    other = StreamHeader(bytes(32), (3, 40, 90), 8, Scaling("fixed", 0, 1), coder=coder)
     q = np.random.default_rng(0).integers(0, 256, other.latent_shape, np.uint8)
     assert agree(entropy.encode_symbols(q, other), h) is None
     assert agree(payload_of(h), other) is None
 
 
+@pytest.mark.parametrize("coder", ["huffman-channel", "context"])
 @pytest.mark.parametrize("scaling", ["tensor", "channel"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
-def test_ranges_that_lie(scaling: str, bad: float) -> None:
-    h = header("channel", scaling)
+def test_ranges_that_lie(scaling: str, bad: float, coder: str) -> None:
+    h = header(coder, scaling)
     payload = payload_of(h)
     assert agree(np.float32(bad).tobytes() + payload[4:], h) is None

@@ -1,0 +1,39 @@
+// Coder 2: tiles coded by the errors about each symbol (docs/format.md). The Python twin is
+// kernels/context_reference.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "entropy.h"
+
+// Compiles a function for several x86 levels; the loader picks one. Elsewhere it is compiled once, as it stands.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__GLIBC__)
+#define LATENTSEG_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define LATENTSEG_CLONES
+#endif
+
+namespace latentseg {
+
+// What coder 2 needs of a stream header.
+struct TileGeometry {
+    size_t channels, height, width;  // the product is at most 2^26
+    int bits;                        // 1..8
+    Scaling scaling;
+    float lo, hi;                    // of fixed scaling
+    size_t rows, columns;            // of a tile; 1..65535
+};
+
+// Codes symbols below 2^bits, (channels, height, width) in raster order: scales + channels + lane lengths + lanes.
+// Scaling and range are not looked at.
+std::vector<uint8_t> context_encode(const uint8_t *q, const TileGeometry &g, const uint8_t *scales,
+                                    size_t scale_bytes);
+
+// Decode a payload of any content into channels * height * width entries. Throw std::invalid_argument when it is
+// damaged (out then holds anything). threads >= 1 share the lanes; 1 starts none.
+void context_decode_symbols(const uint8_t *payload, size_t size, const TileGeometry &g, uint8_t *out, int threads);
+void context_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, float *out, int threads);
+
+}  // namespace latentseg

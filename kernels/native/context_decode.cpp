@@ -1,0 +1,274 @@
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <string>
+
+#include "context.h"
+#include "context_model.h"
+#include "context_rows.h"
+#include "payload.h"
+#include "scaling.h"
+
+namespace latentseg {
+
+static_assert(std::endian::native == std::endian::little, "the loads below are written for little-endian machines");
+
+namespace {
+
+// The activity and 1 are at most 6 * 128 + 1, their square less than 2^20.
+constexpr int kExponents = 20;
+constexpr int kRoom = 8;  // bytes that loads may touch behind a lane, and the transposition behind a row
+
+struct Lane {
+    uint32_t offset, bytes;  // in the payload
+    uint32_t channel;
+    uint32_t rows, columns;
+    size_t first;            // symbol, in the frame's raster order
+    size_t number;
+};
+
+struct Channel {
+    Mode mode;
+    uint8_t f, g, centre;
+};
+
+// Lanes of equal tiles, at most kLanes.
+struct Batch {
+    const Lane *lanes;
+    size_t count;
+};
+
+// A payload taken apart.
+struct Plan {
+    std::vector<float> ranges;     // lo, hi in turn: 1 or C pairs
+    std::vector<Channel> channels;
+    std::vector<Lane> lanes[4];  // by the shape of their tile: short of columns, or of rows (2)
+    std::vector<Batch> batches;
+};
+
+std::vector<Channel> read_channels(const uint8_t *payload, size_t size, const TileGeometry &g, size_t &at) {
+    if (size - at < 3 * g.channels)
+        damaged(std::to_string(size) + " bytes, expected " + std::to_string(at + 3 * g.channels) +
+                " up to the end of the channels");
+    std::vector<Channel> channels(g.channels);
+    for (size_t i = 0; i < g.channels; ++i, at += 3) {
+        const uint8_t *p = payload + at;
+        channels[i] = {static_cast<Mode>(p[0] & 3), static_cast<uint8_t>(p[0] >> 2), p[1], p[2]};
+        const auto [mode, f, slope, centre] = channels[i];
+        if (mode > Mode::predicted || f >= kSteps || slope >= kSteps || centre >> g.bits ||
+            (mode == Mode::constant && (f || slope)))
+            damaged("channel " + std::to_string(i) + " has parameters [" + std::to_string(p[0]) + ", " +
+                    std::to_string(p[1]) + ", " + std::to_string(p[2]) + "]");
+    }
+    return channels;
+}
+
+Plan make_plan(const uint8_t *payload, size_t size, const TileGeometry &g) {
+    Plan plan;
+    size_t at = 0;
+    plan.ranges = read_ranges(payload, size, g, at);
+    plan.channels = read_channels(payload, size, g, at);
+
+    const size_t down = (g.height + g.rows - 1) / g.rows, across = (g.width + g.columns - 1) / g.columns;
+    size_t coded = 0;
+    for (const Channel &channel : plan.channels) coded += channel.mode != Mode::constant;
+    // Each lane has at least one byte of length, and one of its own: more lanes than that is a lie.
+    if (coded * down * across > (size - at) / 2) damaged("it is too short for its lanes");
+    plan.lanes[0].reserve(coded * (g.height / g.rows) * (g.width / g.columns));
+    size_t total = 0;
+    for (size_t c = 0; c < g.channels; ++c) {
+        if (plan.channels[c].mode == Mode::constant) continue;
+        int64_t bytes = 0;
+        for (size_t tile = 0; tile < down * across; ++tile) {
+            const size_t top = tile / across * g.rows, left = tile % across * g.columns;
+            const size_t rows = std::min(g.rows, g.height - top), columns = std::min(g.columns, g.width - left);
+            const auto step = static_cast<int64_t>(read_number(payload, size, at));
+            bytes += step & 1 ? -(step + 1) / 2 : step / 2;
+            const auto most = static_cast<int64_t>((rows * columns * kSymbolBits + kStateBits + 7) / 8);
+            if (bytes < 1 || bytes > most)
+                damaged("a lane of " + std::to_string(bytes) + " bytes, expected 1.." + std::to_string(most));
+            const int shape = (columns < g.columns) + 2 * (rows < g.rows);
+            plan.lanes[shape].push_back({static_cast<uint32_t>(total), static_cast<uint32_t>(bytes),
+                                         static_cast<uint32_t>(c), static_cast<uint32_t>(rows),
+                                         static_cast<uint32_t>(columns), (c * g.height + top) * g.width + left,
+                                         c * down * across + tile});
+            total += static_cast<size_t>(bytes);
+        }
+    }
+    if (total != size - at)
+        damaged("lanes of " + std::to_string(total) + " bytes behind byte " + std::to_string(at) + ", but it has " +
+                std::to_string(size));
+    for (auto &lanes : plan.lanes) {
+        for (Lane &lane : lanes) lane.offset += static_cast<uint32_t>(at);
+        for (size_t i = 0; i < lanes.size(); i += kLanes)
+            plan.batches.push_back({lanes.data() + i, std::min<size_t>(kLanes, lanes.size() - i)});
+    }
+    return plan;
+}
+
+// Work space of one thread.
+struct Scratch {
+    std::vector<uint8_t> bits;             // a group's lanes, one behind the other
+    std::vector<uint8_t> symbols, errors;  // [column][lane], of the row above and, where it has come, of this one
+    std::vector<uint8_t> lines;            // [lane][column]
+    Group group;
+};
+
+inline uint32_t load32(const uint8_t *p) {
+    uint32_t v;
+    std::memcpy(&v, p, 4);
+    return v;
+}
+
+// Eight lanes' symbols of eight columns: in[column] holds a lane a byte, out[lane] will hold a column a byte.
+inline void transpose8(const uint8_t *in, uint8_t *out, size_t stride) {
+    uint64_t v[8];
+    for (int i = 0; i < 8; ++i) std::memcpy(v + i, in + i * kLanes, 8);
+    const auto swap = [&v](int step, int shift, uint64_t mask) {
+        for (int i = 0; i < 8; ++i) {
+            if (i & step) continue;
+            const uint64_t t = (v[i] >> shift ^ v[i + step]) & mask;
+            v[i + step] ^= t;
+            v[i] ^= t << shift;
+        }
+    };
+    swap(4, 32, 0x00000000ffffffffu);
+    swap(2, 16, 0x0000ffff0000ffffu);
+    swap(1, 8, 0x00ff00ff00ff00ffu);
+    for (int i = 0; i < 8; ++i) std::memcpy(out + static_cast<size_t>(i) * stride, v + i, 8);
+}
+
+LATENTSEG_CLONES void to_values(const uint8_t *line, size_t n, float step, float lo, float *out) {
+    for (size_t i = 0; i < n; ++i) out[i] = static_cast<float>(line[i]) * step + lo;
+}
+
+// Where symbols go: as they are, or through int2float with the range of their channel.
+struct SymbolSink {
+    uint8_t *out;
+    void put(const uint8_t *line, size_t n, uint32_t, size_t at) const { std::copy_n(line, n, out + at); }
+    void fill(uint8_t symbol, size_t n, size_t, size_t at) const { std::fill_n(out + at, n, symbol); }
+};
+
+struct FloatSink {
+    float *out;
+    const float *ranges;  // lo, step in turn
+    size_t channel_step;  // 2, or 0: one range for all
+    void put(const uint8_t *line, size_t n, size_t channel, size_t at) const {
+        const float *range = ranges + channel * channel_step;
+        to_values(line, n, range[1], range[0], out + at);
+    }
+    void fill(uint8_t symbol, size_t n, size_t channel, size_t at) const {
+        float value;
+        const float *range = ranges + channel * channel_step;
+        to_values(&symbol, 1, range[1], range[0], &value);
+        std::fill_n(out + at, n, value);
+    }
+};
+
+void start(const uint8_t *payload, const Plan &plan, const Batch &batch, Scratch &s) {
+    const auto [lanes, count] = batch;
+    const ContextModel &model = context_model();
+    Group &group = s.group;
+    uint32_t used = 0;
+    for (size_t k = 0; k < kLanes; ++k) {
+        Channel channel{Mode::centred, 0, 0, 0};
+        uint32_t at = 0, bytes = 0;
+        if (k < count) {
+            channel = plan.channels[lanes[k].channel];
+            bytes = lanes[k].bytes;
+            at = used;
+            std::memcpy(s.bits.data() + at, payload + lanes[k].offset, bytes);
+            used += bytes;
+        }
+        const bool predicted = channel.mode == Mode::predicted;
+        group.at[k] = 8 * at;
+        group.limit[k] = 8 * (at + bytes) + 1;
+        group.predicted[k] = predicted ? -1 : 0;
+        group.centre[k] = predicted ? 0 : channel.centre;
+        for (int i = 0; i < kExponents; ++i)
+            group.tables[(127 + i) & 31][k] =
+                kStates * model.map[channel.f][channel.g][std::min(i, kActivityLevels - 1)];
+        s.symbols[k] = channel.centre;
+        s.errors[k] = predicted ? kStartError : 0;
+    }
+    std::memset(s.bits.data() + used, 0, kRoom);
+    for (size_t k = 0; k < kLanes; ++k) {
+        group.state[k] = k < count ? load32(s.bits.data() + group.at[k] / 8) & (kStates - 1) : 0;
+        group.at[k] = std::min(group.at[k] + kStateBits, group.limit[k]);
+    }
+}
+
+bool ends_well(const Group &group, const uint8_t *bits, size_t k) {
+    const uint32_t at = group.at[k], end = group.limit[k] - 1;
+    if (group.state[k] || at > end || end - at >= 8) return false;
+    return at == end || bits[at / 8] >> at % 8 == 0;
+}
+
+// Returns the number of a damaged lane, or SIZE_MAX.
+template <class Sink>
+size_t decode_batch(const uint8_t *payload, const Plan &plan, const TileGeometry &g, const Batch &batch,
+                    const Sink &sink, Scratch &s) {
+    const auto [lanes, count] = batch;
+    const size_t columns = lanes[0].columns, stride = (columns + 7) / 8 * 8;
+    const DecodeRow decode_row = best_decode_row();
+    const uint32_t *decoding = context_model().decoding;
+    start(payload, plan, batch, s);
+    for (size_t r = 0; r < lanes[0].rows; ++r) {
+        // What lies above right of the last column.
+        if (r) std::memcpy(s.errors.data() + columns * kLanes, s.errors.data() + (columns - 1) * kLanes, kLanes);
+        decode_row(s.group, s.bits.data(), decoding, s.symbols.data(), s.errors.data(), static_cast<int>(columns),
+                   r == 0, (1 << g.bits) - 1);
+        for (size_t k = 0; k < count; k += 8)
+            for (size_t c = 0; c < columns; c += 8)
+                transpose8(s.symbols.data() + c * kLanes + k, s.lines.data() + k * stride + c, stride);
+        for (size_t k = 0; k < count; ++k)
+            sink.put(s.lines.data() + k * stride, columns, lanes[k].channel, lanes[k].first + r * g.width);
+    }
+    size_t bad = SIZE_MAX;
+    for (size_t k = 0; k < count; ++k)
+        if (!ends_well(s.group, s.bits.data(), k)) bad = std::min(bad, lanes[k].number);
+    return bad;
+}
+
+template <class Sink>
+void run(const uint8_t *payload, const Plan &plan, const TileGeometry &g, const Sink &sink, int threads) {
+    const size_t n = g.height * g.width;
+    for (size_t c = 0; c < g.channels; ++c)
+        if (plan.channels[c].mode == Mode::constant) sink.fill(plan.channels[c].centre, n, c, c * n);
+
+    const size_t columns = std::min(g.columns, g.width);
+    size_t most = 0;
+    for (const Batch &batch : plan.batches) {
+        size_t bytes = 0;
+        for (size_t k = 0; k < batch.count; ++k) bytes += batch.lanes[k].bytes;
+        most = std::max(most, bytes);
+    }
+    std::vector<Scratch> scratch(std::min<size_t>(static_cast<size_t>(threads), plan.batches.size()));
+    for (Scratch &s : scratch) {
+        s.bits.resize(most + kRoom);
+        s.symbols.resize((columns + kRoom) * kLanes);
+        s.errors.resize((columns + 2) * kLanes);
+        s.lines.resize((columns + kRoom) * kLanes);
+    }
+    decode_groups(plan.batches.size(), threads, [&](size_t i, size_t worker) {
+        return decode_batch(payload, plan, g, plan.batches[i], sink, scratch[worker]);
+    });
+}
+
+}  // namespace
+
+void context_decode_symbols(const uint8_t *payload, size_t size, const TileGeometry &g, uint8_t *out, int threads) {
+    run(payload, make_plan(payload, size, g), g, SymbolSink{out}, threads);
+}
+
+void context_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, float *out, int threads) {
+    Plan plan = make_plan(payload, size, g);
+    // lo and the step, from lo and hi.
+    const float levels = static_cast<float>((1 << g.bits) - 1);
+    for (size_t i = 0; i < plan.ranges.size(); i += 2)
+        plan.ranges[i + 1] = (plan.ranges[i + 1] - plan.ranges[i]) / levels;
+    const FloatSink sink{out, plan.ranges.data(), plan.ranges.size() > 2 ? size_t{2} : size_t{0}};
+    run(payload, plan, g, sink, threads);
+}
+
+}  // namespace latentseg

@@ -1,0 +1,288 @@
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "context.h"
+#include "context_model.h"
+
+namespace latentseg {
+
+static_assert(std::endian::native == std::endian::little, "the stores below are written for little-endian machines");
+
+namespace {
+
+constexpr int kInterleave = 4;  // lanes coded side by side: each waits for its own state most of the time
+
+constexpr size_t kAhead = 2;      // W and WW of a row's first symbol
+
+struct Tile {
+    size_t top, left, rows, columns;
+};
+
+std::vector<Tile> cut(const TileGeometry &g) {
+    std::vector<Tile> tiles;
+    for (size_t top = 0; top < g.height; top += g.rows)
+        for (size_t left = 0; left < g.width; left += g.columns)
+            tiles.push_back({top, left, std::min(g.rows, g.height - top), std::min(g.columns, g.width - left)});
+    return tiles;
+}
+
+// Work space of one channel; tiles lie in it one behind the other.
+struct Scratch {
+    std::vector<int8_t> errors;
+    std::vector<uint8_t> levels;
+    std::vector<uint8_t> around[2];  // symbols or |e| of two rows of a tile, with what their ends find about them
+    std::vector<uint32_t> bits;      // a symbol's bits | how many << 24
+};
+
+// The signed residue of difference mod 2 * half.
+inline int16_t residue(int difference, int half) {
+    return static_cast<int16_t>(((difference + half) & (2 * half - 1)) - half);
+}
+
+LATENTSEG_CLONES void centred_row(const uint8_t *q, size_t n, int centre, int half,
+                                  int8_t *__restrict errors) {
+    for (size_t i = 0; i < n; ++i) errors[i] = static_cast<int8_t>(residue(q[i] - centre, half));
+}
+
+// Returns the sum of |e|.
+LATENTSEG_CLONES uint32_t predicted_row(const uint8_t *here, const uint8_t *north, const uint8_t *north_west, size_t n,
+                                        int half, int8_t *__restrict errors) {
+    uint32_t sum = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const int16_t w = here[i - 1], v = north[i];
+        const int16_t low = std::min(w, v), high = std::max(w, v), slope = static_cast<int16_t>(w + v - north_west[i]);
+        const int16_t e = residue(here[i] - std::max(low, std::min(high, slope)), half);
+        errors[i] = static_cast<int8_t>(e);
+        sum += static_cast<uint16_t>(e < 0 ? -e : e);
+    }
+    return sum;
+}
+
+// Errors of a channel's tiles against the median prediction. Returns the sum of |e|.
+uint64_t predict(const uint8_t *q, size_t width, const std::vector<Tile> &tiles, int centre, int half, Scratch &s) {
+    uint64_t sum = 0;
+    int8_t *errors = s.errors.data();
+    for (const Tile &t : tiles) {
+        for (size_t r = 0; r < t.rows; ++r, errors += t.columns) {
+            uint8_t *here = s.around[r & 1].data() + kAhead;
+            const uint8_t *above = s.around[~r & 1].data() + kAhead;
+            std::memcpy(here, q + (t.top + r) * width + t.left, t.columns);
+            // W and N are one symbol in the first row and column: it is the median, whatever NW is.
+            here[-1] = r ? above[0] : static_cast<uint8_t>(centre);
+            sum += predicted_row(here, r ? above : here - 1, r ? above - 1 : here - 1, t.columns, half, errors);
+        }
+    }
+    return sum;
+}
+
+LATENTSEG_CLONES void level_row(const uint8_t *here, const uint8_t *north, const uint8_t *north_east, size_t n,
+                                uint8_t *__restrict levels) {
+    for (size_t i = 0; i < n; ++i) {
+        const int m = 2 * (here[i - 1] + north[i]) + here[i - 2] + north_east[i] + 1;
+        // floor(2 log2 m) is the exponent of m * m, which a float holds exactly.
+        const int exponent = (std::bit_cast<int32_t>(static_cast<float>(m * m)) >> 23) - 127;
+        levels[i] = static_cast<uint8_t>(std::min(exponent, kActivityLevels - 1));
+    }
+}
+
+void find_levels(const std::vector<Tile> &tiles, int start, Scratch &s) {
+    const int8_t *e = s.errors.data();
+    uint8_t *levels = s.levels.data();
+    for (const Tile &t : tiles) {
+        for (size_t r = 0; r < t.rows; ++r, e += t.columns, levels += t.columns) {
+            uint8_t *here = s.around[r & 1].data() + kAhead;
+            const uint8_t *above = s.around[~r & 1].data() + kAhead;
+            here[-2] = here[-1] = r ? above[0] : static_cast<uint8_t>(start);
+            for (size_t i = 0; i < t.columns; ++i) here[i] = static_cast<uint8_t>(e[i] < 0 ? -e[i] : e[i]);
+            here[t.columns] = here[t.columns - 1];
+            level_row(here, r ? above : here - 1, r ? above + 1 : here - 1, t.columns, levels);
+        }
+    }
+}
+
+// Doubles hold these sums exactly (below 2^26 * 2^13), and every machine adds several of them at once.
+LATENTSEG_CLONES void add_costs(const uint16_t *costs, double count, double *sums) {
+    for (int t = 0; t < kContextTables; ++t) sums[t] += count * costs[t];
+}
+
+// The (f, g) whose tables code the errors with the fewest bits; the first of equals.
+std::pair<int, int> fit(const ContextModel &model, const Scratch &s, size_t n) {
+    // Two histograms, for the same reason as in put_channel.
+    static constexpr int kCells = kActivityLevels * kErrors;
+    std::vector<uint32_t> counts(2 * kCells);
+    for (size_t i = 0; i < n; ++i)
+        ++counts[(i & 1) * kCells + s.levels[i] * kErrors + static_cast<uint8_t>(s.errors[i])];
+    double sums[kActivityLevels][kContextTables] = {};
+    int occupied[kActivityLevels], levels = 0;
+    for (int level = 0; level < kActivityLevels; ++level) {
+        bool any = false;
+        for (int e = 0; e < kErrors; ++e) {
+            const uint32_t count = counts[level * kErrors + e] + counts[kCells + level * kErrors + e];
+            if (!count) continue;
+            any = true;
+            add_costs(model.costs[e], count, sums[level]);
+        }
+        if (any) occupied[levels++] = level;
+    }
+    double least = -1;
+    std::pair<int, int> best;
+    for (int f = 0; f < kSteps; ++f)
+        for (int g = 0; g < kSteps; ++g) {
+            double cost = 0;
+            for (int i = 0; i < levels; ++i) cost += sums[occupied[i]][model.map[f][g][occupied[i]]];
+            if (least >= 0 && cost >= least) continue;
+            least = cost;
+            best = {f, g};
+        }
+    return best;
+}
+
+// Goes through K lanes of n symbols each, one behind the other, from their last symbols to their first ones. Leaves
+// each symbol's bits in `bits`, each lane's state in states, and its length in bits in sizes.
+template <int K>
+void code_lanes(const ContextModel &model, const uint8_t *map, const int8_t *errors, const uint8_t *levels, size_t n,
+                uint32_t *bits, uint32_t *states, size_t *sizes) {
+    uint32_t state[K];
+    size_t size[K];
+    for (int k = 0; k < K; ++k) {
+        state[k] = kStates;
+        size[k] = kStateBits;
+    }
+    for (size_t i = n; i--;) {
+        for (int k = 0; k < K; ++k) {
+            const size_t at = static_cast<size_t>(k) * n + i;
+            const auto error = static_cast<uint8_t>(errors[at]);
+            const int table = map[levels[at]];
+            const CodingStep step = model.coding[table][error];
+            const uint32_t fresh = (state[k] + step.fresh) >> 16, used = fresh + step.escape;
+            const uint32_t raw = error & ((1u << step.escape) - 1);
+            bits[at] = (state[k] & ((1u << fresh) - 1)) | raw << fresh | used << 24;
+            size[k] += used;
+            state[k] = model.next[table][step.find + static_cast<int>(state[k] >> fresh)];
+        }
+    }
+    std::copy_n(state, K, states);
+    std::copy_n(size, K, sizes);
+}
+
+// Writes a lane; may touch 8 bytes behind it.
+void write_lane(uint32_t state, const uint32_t *bits, size_t n, uint8_t *out) {
+    uint64_t acc = state - kStates;
+    unsigned held = kStateBits;
+    const auto put = [&](uint32_t entry) {
+        acc |= uint64_t{entry & 0xffffff} << held;
+        held += entry >> 24;
+    };
+    const auto flush = [&] {
+        std::memcpy(out, &acc, 8);
+        out += held >> 3;
+        acc >>= held & ~7u;
+        held &= 7;
+    };
+    size_t i = 0;
+    for (; i + 2 <= n; i += 2) {  // 11 + 2 * 19 <= 63
+        put(bits[i]);
+        put(bits[i + 1]);
+        flush();
+    }
+    if (i < n) put(bits[i]);
+    flush();
+}
+
+void put_number(size_t value, std::vector<uint8_t> &out) {
+    for (; value >= 128; value >>= 7) out.push_back(static_cast<uint8_t>((value & 127) | 128));
+    out.push_back(static_cast<uint8_t>(value));
+}
+
+// What a payload is put together from.
+struct Parts {
+    std::vector<uint8_t> head, sizes, lanes;
+    size_t used = 0;  // of lanes, which has room behind
+};
+
+void put_lanes(const ContextModel &model, const uint8_t *map, const std::vector<Tile> &tiles, Scratch &s,
+               Parts &parts) {
+    size_t before = 0, first = 0;
+    for (size_t t = 0; t < tiles.size();) {
+        const size_t n = tiles[t].rows * tiles[t].columns;
+        size_t alike = 1;
+        while (alike < kInterleave && t + alike < tiles.size() &&
+               tiles[t + alike].rows * tiles[t + alike].columns == n)
+            ++alike;
+        uint32_t states[kInterleave];
+        size_t sizes[kInterleave];
+        s.bits.resize(std::max(s.bits.size(), alike * n));
+        const auto code = alike == kInterleave ? code_lanes<kInterleave> : code_lanes<1>;
+        if (alike < kInterleave) alike = 1;
+        code(model, map, s.errors.data() + first, s.levels.data() + first, n, s.bits.data(), states, sizes);
+        for (size_t k = 0; k < alike; ++k) {
+            const size_t bytes = (sizes[k] + 7) / 8;
+            if (parts.lanes.size() < parts.used + bytes + 16)
+                parts.lanes.resize(2 * parts.lanes.size() + bytes + 16);
+            write_lane(states[k], s.bits.data() + k * n, n, parts.lanes.data() + parts.used);
+            parts.used += bytes;
+            put_number(bytes >= before ? 2 * (bytes - before) : 2 * (before - bytes) - 1, parts.sizes);
+            before = bytes;
+        }
+        first += alike * n;
+        t += alike;
+    }
+}
+
+void put_channel(const ContextModel &model, const uint8_t *q, const TileGeometry &g, const std::vector<Tile> &tiles,
+                 Scratch &s, Parts &parts) {
+    const size_t n = g.height * g.width;
+    // Four histograms: a run of one symbol would wait for its own store otherwise.
+    uint32_t part[4][256] = {}, counts[256];
+    for (size_t i = 0; i < n; ++i) ++part[i & 3][q[i]];
+    for (int v = 0; v < 256; ++v) counts[v] = part[0][v] + part[1][v] + part[2][v] + part[3][v];
+    const auto describe = [&](Mode mode, int f, int g, int centre) {
+        for (const int value : {static_cast<int>(mode) + 4 * f, g, centre})
+            parts.head.push_back(static_cast<uint8_t>(value));
+    };
+    if (counts[q[0]] == n) return describe(Mode::constant, 0, 0, q[0]);
+
+    int centre = 0;
+    for (size_t until = counts[0]; 2 * until < n; until += counts[centre]) ++centre;
+    const int half = 1 << (g.bits - 1);
+    uint64_t centred_sum = 0;
+    for (int v = 0; v < 256; ++v)
+        centred_sum += uint64_t{counts[v]} * static_cast<uint64_t>(std::abs(residue(v - centre, half)));
+    const bool predicted = predict(q, g.width, tiles, centre, half, s) < centred_sum;
+    if (!predicted) {
+        int8_t *errors = s.errors.data();
+        for (const Tile &t : tiles)
+            for (size_t r = 0; r < t.rows; ++r, errors += t.columns)
+                centred_row(q + (t.top + r) * g.width + t.left, t.columns, centre, half, errors);
+    }
+    find_levels(tiles, predicted ? kStartError : 0, s);
+    const auto [f, slope] = fit(model, s, n);
+    describe(predicted ? Mode::predicted : Mode::centred, f, slope, centre);
+    put_lanes(model, model.map[f][slope], tiles, s, parts);
+}
+
+}  // namespace
+
+std::vector<uint8_t> context_encode(const uint8_t *q, const TileGeometry &g, const uint8_t *scales,
+                                    size_t scale_bytes) {
+    const size_t n = g.height * g.width;
+    const std::vector<Tile> tiles = cut(g);
+    Scratch scratch;
+    scratch.errors.resize(n);
+    scratch.levels.resize(n);
+    for (auto &row : scratch.around) row.resize(kAhead + std::min(g.columns, g.width) + 1);
+    Parts parts;
+    parts.head.assign(scales, scales + scale_bytes);
+    for (size_t channel = 0; channel < g.channels; ++channel)
+        put_channel(context_model(), q + channel * n, g, tiles, scratch, parts);
+    std::vector<uint8_t> &payload = parts.head;
+    payload.reserve(payload.size() + parts.sizes.size() + parts.used);
+    payload.insert(payload.end(), parts.sizes.begin(), parts.sizes.end());
+    payload.insert(payload.end(), parts.lanes.begin(), parts.lanes.begin() + static_cast<std::ptrdiff_t>(parts.used));
+    return payload;
+}
+
+}  // namespace latentseg
