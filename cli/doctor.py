@@ -113,28 +113,27 @@ def _test_coder() -> str:
     import numpy as np
 
     from ..bitstream import Scaling, StreamHeader
+    from ..bitstream.header import CODERS
     from ..kernels import entropy
 
     rng = np.random.default_rng(0)
     symbols = np.clip(rng.laplace(128, 6, (8, 17, 31)).round(), 0, 255).astype(np.uint8)
-    header = StreamHeader(
-        codec_id=bytes(32),
-        latent_shape=(8, 17, 31),
-        bits=8,
-        scaling=Scaling("fixed", 0.0, 255.0),
-        source_size=(0, 0),
-        frame_rate=(0, 1),
-    )
     names: list[Implementation] = ["native", "numpy"] if _kernels() == "native" else ["numpy"]
-    payloads = {name: entropy.encode_symbols(symbols, header, implementation=name) for name in names}
-    for writer, payload in payloads.items():
-        if payload != payloads["numpy"]:
-            raise VerificationError(f"the {writer} encoder's bytes differ from NumPy's")
-        for reader in names:
-            decoded = entropy.decode_symbols(payload, header, implementation=reader)
-            if not np.array_equal(decoded, symbols):
-                raise VerificationError(f"the {reader} decoder's symbols differ from what {writer} encoded")
-    return f"{symbols.size} symbols, {len(payloads['numpy'])} bytes, {' and '.join(names)} agree"
+    sizes = []
+    for coder in CODERS:
+        header = StreamHeader(bytes(32), (8, 17, 31), 8, Scaling("fixed", 0.0, 255.0), coder=coder)
+        payloads = {name: entropy.encode_symbols(symbols, header, implementation=name) for name in names}
+        for writer, payload in payloads.items():
+            if payload != payloads["numpy"]:
+                raise VerificationError(f"{coder}: the {writer} encoder's bytes differ from NumPy's")
+            for reader in names:
+                decoded = entropy.decode_symbols(payload, header, implementation=reader)
+                if not np.array_equal(decoded, symbols):
+                    raise VerificationError(
+                        f"{coder}: the {reader} decoder's symbols differ from what {writer} encoded"
+                    )
+        sizes.append(f"{len(payloads['numpy'])} bytes ({coder})")
+    return f"{symbols.size} symbols, {', '.join(sizes)}; {' and '.join(names)} agree"
 
 
 def _test_bundle(bundles: list[dict[str, Any]]) -> str | None:

@@ -32,3 +32,33 @@ def decode_floats(
     out: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+def context_encode(q: NDArray[np.uint8], bits: int, rows: int, columns: int, scales: bytes) -> bytes: ...
+def context_decode_symbols(
+    payload: bytes,
+    channels: int,
+    height: int,
+    width: int,
+    bits: int,
+    scaling: int,
+    lo: float,
+    hi: float,
+    rows: int,
+    columns: int,
+    out: NDArray[np.uint8],
+    threads: int,
+) -> None: ...
+def context_decode_floats(
+    payload: bytes,
+    channels: int,
+    height: int,
+    width: int,
+    bits: int,
+    scaling: int,
+    lo: float,
+    hi: float,
+    rows: int,
+    columns: int,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def context_tables_crc() -> int: ...

@@ -50,7 +50,8 @@ def check(q: np.ndarray, h: StreamHeader, lo: Any = None, hi: Any = None) -> byt
     lo_, hi_ = entropy.payload_range(payload, h)
     expected = dequantize(q, h.bits, lo_, hi_, implementation="numpy")
     for implementation in IMPLEMENTATIONS:
-        for threads in (1, 3):
+        # NumPy has one thread, and steps through a tile symbol by symbol: once is enough there.
+        for threads in (1, 3) if implementation == "native" or h.coder != "context" else (3,):
             assert (entropy.decode_symbols(payload, h, implementation, threads) == q).all()
             out = np.full(q.shape, np.nan, F32)
             assert entropy.decode_latent(payload, h, out, threads, implementation) is out

@@ -201,8 +201,10 @@ def test_segmenters_share_trunk_and_head_and_stay_compact() -> None:
         assert 1e6 <= sum(p.numel() for p in module.parameters()) <= 3e6
     frame = count(rgb, (1, 3, 360, 480)).macs
     from_latent = count(latent, (1, 32, 45, 60)).macs
-    # The entries cost nearly the same, so that what the pair's times differ by is the decoding.
-    assert 0.9 * frame < from_latent < frame
+    assert from_latent < frame  # the saving before any decoding is counted
+    # It is a small one: the entries cost nearly the same, so that what the pair's times differ by is the decoding.
+    entries = [count(m.entry, shape).macs for m, shape in ((rgb, (1, 3, 360, 480)), (latent, (1, 32, 45, 60)))]
+    assert 0.8 * entries[0] < entries[1] < entries[0]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (24, 72), (56, 104)])

@@ -159,12 +159,16 @@ def test_rate_distortion_by_hand() -> None:
     x = torch.full((1, 3, 2, 2), 0.5)
     x[0, 0] = 0.6  # 1.2, rounded to 1, decoded to 0.5
     mse, bpp = 0.01 / 3, 12 / 4
-    for target, steer, step in ((1.0, False, 0.0), (1.0, True, -0.5 * 0.006), (3.1, True, None)):
-        state = {"log_lambda": 0.25, "smooth_bpp": 2.0 if target == 1.0 else 3.0}
-        smooth = 0.98 * state["smooth_bpp"] + 0.02 * bpp
-        if step is None:  # near enough to the target that the step is not limited
-            step = 0.006 * (target - smooth) / target
-            assert 0 < step < 0.001
+    smooth = 0.98 * 2.0 + 0.02 * bpp
+    # Far above the target and far below it the step is limited; near it, it is the error's.
+    cases = (
+        (1.0, False, 0.0),
+        (1.0, True, -0.5 * 0.006),
+        (9.0, True, 0.5 * 0.006),
+        (2.1, True, 0.006 * (2.1 - smooth) / 2.1),
+    )
+    for target, steer, step in cases:
+        state = {"log_lambda": 0.25, "smooth_bpp": 2.0}
         loss, figures = RateDistortion(PlainCodec(), target, state)(x, bf16=False, steer=steer)
         assert state == pytest.approx({"log_lambda": 0.25 + step, "smooth_bpp": smooth})
         weight = math.exp(0.25 + step)
@@ -324,11 +328,14 @@ def test_parts_have_their_own_pace(tmp_path: Path) -> None:
 def test_a_part_is_saved_as_a_network_of_its_own(tmp_path: Path) -> None:
     pair = nn.ModuleDict({"one": registry.create("compact-codec", **TINY), "one_more": nn.Linear(2, 2)})
     run = Run(tmp_path, "pair", {}, pair, loop(1), {"data": "d"}, extra={"log_lambda": -3.0})
+    expected = {name: value.clone() for name, value in pair["one"].state_dict().items()}
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter += 1  # the average, which is what is saved, stays behind
     path = run.save_part("one.", tmp_path / "deep" / "er", "compact-codec", TINY, {"codec": "c"})
     loaded = checkpoint.load_weights(path.parent, kinds=("codec",))
     assert loaded.facts["log_lambda"] == -3.0
     assert (loaded.facts["settings"]["data"], loaded.facts["settings"]["codec"]) == ("d", "c")
     assert "codec" not in run.settings
-    expected = pair["one"].state_dict()
     assert loaded.build().state_dict().keys() == expected.keys()
     assert all(torch.equal(loaded.tensors[name], value) for name, value in expected.items())
