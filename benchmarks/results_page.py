@@ -27,17 +27,20 @@ compressed arm in the same round, with the smallest and the largest in brackets:
 _RATE_DISTORTION = """\
 ## Rate and distortion
 
-Learned codecs beside JPEG. `ours` is `compact-codec` at several rates; `kakaiya-dN` are the driving paper's codecs
-with its own scaling (8 bits between the minimum and maximum of each frame), started as a PCA and trained for 600
-steps (d=2: 1,000) of 8 crops of 128x128 where the paper trains 100 epochs: they show what this code makes of minutes
-on two cores, not what the paper reached. "JPEG at the same bytes" interpolates between the qualities measured, 4:2:0
-with optimised tables. `model bpp` is what the codec's own rate model would spend on CamVid val: not bytes, and out of
-reach of this version's Huffman coder, which spends at least one bit on each of the 0.5 symbols a pixel. At these
-bytes JPEG wins.
+Learned codecs beside JPEG, each with the context coder and with the driving paper's (one Huffman code a frame).
+`ours` is `compact-codec` at three rates, trained for rate and distortion; `ours-joint` is the shipped bundle's, which
+was then trained together with its segmenter and gave up quality for it. `kakaiya-dN` are the paper's codecs with its
+own scaling (8 bits between the minimum and maximum of each frame), started as a PCA and trained for 600 steps (d=2:
+1,000) of 8 crops of 128x128 where the paper trains 100 epochs: they show what this code makes of minutes on two
+cores, not what the paper reached. "JPEG at the same bytes" interpolates between the qualities measured, 4:2:0 with
+optimised tables. `model bpp` is what the codec's own rate model would spend on CamVid val, not bytes. Stream headers
+(200 bytes a stream) are left out.
 """
 _ENTROPY = """\
-On two latents that the driving paper's authors published (d=2, 8 bits, 16x128x256), one core; decoding includes
-int2float into the caller's buffer. Millions of symbols a second: median, and minimum of the repeats in brackets.
+One core; decoding includes int2float into the caller's buffer; arms by turns, so that each finds cold caches.
+`frankfurt_*` are two latents that the driving paper's authors published (d=2, 8 bits, 16x128x256), in tiles of 14x32
+under `context`, so 1,120 lanes that have symbols; the others are `compact-codec`'s of the first frame of CamVid val
+and of Kodak, in tiles of 48x64. Millions of symbols a second: median, and minimum of the repeats in brackets.
 """
 
 

@@ -63,7 +63,8 @@ def neighbours(tiles: Ints, start: Ints) -> Neighbours:
 def median(w: Ints, n: Ints, nw: Ints) -> Ints:
     """The median of W, N and W + N - NW."""
     low, high = np.minimum(w, n), np.maximum(w, n)
-    return np.clip(w + n - nw, low, high)
+    result: Ints = np.clip(w + n - nw, low, high)
+    return result
 
 
 def activity(w: Ints, ww: Ints, n: Ints, ne: Ints) -> Ints:
@@ -87,7 +88,8 @@ def _levels(errors: Ints, mode: Ints) -> Ints:
 def _cut(channel: Ints, plan: TilePlan, rows: int, columns: int, which: Ints) -> Ints:
     """Tiles of one shape out of int64 (h, w): (tiles, rows, columns)."""
     y, x = plan.top[which, None] + np.arange(rows), plan.left[which, None] + np.arange(columns)
-    return channel[y[:, :, None], x[:, None, :]]
+    tiles: Ints = channel[y[:, :, None], x[:, None, :]]
+    return tiles
 
 
 def _fit(channel: Ints, plan: TilePlan, bits: int) -> tuple[int, int, int, int]:
@@ -212,7 +214,7 @@ class _Lanes:
     def _read(self, width: Ints) -> Ints:
         # A damaged lane can run on: it is held just behind its end, and found out when all is read.
         self.at = np.minimum(self.at, self.limit)
-        value = self.words[self.at >> 3] >> (self.at & 7) & ((1 << width) - 1)
+        value: Ints = self.words[self.at >> 3] >> (self.at & 7) & ((1 << width) - 1)
         self.at = self.at + width
         return value
 

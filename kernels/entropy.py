@@ -61,13 +61,14 @@ def encode_symbols(
     scales = _scales(header, lo, hi)
     q = np.ascontiguousarray(q)
     native = choose(implementation)
+    payload: bytes
     if native is None:
-        return _reference(header).encode(q, header, scales)
-    if header.coder == "context":
-        coded: bytes = native.context_encode(q, header.bits, *header.tile, scales)
-        return coded
-    segments = q.shape[0] if header.coder == "huffman-channel" else 1
-    payload: bytes = native.encode(q.reshape(-1), segments, header.lane_symbols, scales)
+        payload = _reference(header).encode(q, header, scales)
+    elif header.coder == "context":
+        payload = native.context_encode(q, header.bits, *header.tile, scales)
+    else:
+        segments = q.shape[0] if header.coder == "huffman-channel" else 1
+        payload = native.encode(q.reshape(-1), segments, header.lane_symbols, scales)
     return payload
 
 
@@ -77,10 +78,12 @@ def decode_symbols(
     """The symbols of a payload: uint8 (C, h, w). Raises InputError for a damaged payload."""
     native = choose(implementation)
     _check_threads(threads)
+    q: NDArray[np.uint8]
     if native is None:
-        return _reference(header).decode(payload, header)
-    q = np.empty(header.latent_shape, np.uint8)
-    _run_native(native, "decode_symbols", payload, header, q.reshape(-1), threads)
+        q = _reference(header).decode(payload, header)
+    else:
+        q = np.empty(header.latent_shape, np.uint8)
+        _run_native(native, "decode_symbols", payload, header, q.reshape(-1), threads)
     return q
 
 
