@@ -395,7 +395,9 @@ CHILD = """
 
 
 def child(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    # A shell makes what it runs in the background deaf to Ctrl-C, and its children inherit that.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", listen + textwrap.dedent(code), *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
