@@ -70,7 +70,7 @@ def export_bundle(
         bits=int(net.bits),  # type: ignore[arg-type]
         scaling=Scaling(*net.scaling),  # type: ignore[misc]
         coder=coder,  # type: ignore[arg-type]
-        tile=(0, 0) if coder != "context" else tile or net.tile,
+        tile=(0, 0) if coder != "context" else tile or net.tile,  # type: ignore[arg-type]
     )
     graphs = codec_graphs(net)
     for role, weights in (("segmenter", segmenter), ("rgb_segmenter", rgb_segmenter)):
