@@ -394,11 +394,23 @@ CHILD = """
 """
 
 
+_children: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_child_survives() -> Iterator[None]:
+    yield
+    while _children:
+        _children.pop().kill()  # one that has ended already does not mind
+
+
 def child(code: str, *args: object, **options: Any) -> subprocess.Popen[str]:
     # A shell makes what it runs in the background deaf to Ctrl-C, and its children inherit that.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     command = [sys.executable, "-c", listen + textwrap.dedent(code), *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    _children.append(process)
+    return process
 
 
 def test_stdin(tiny_bundle: Bundle, stream: Path) -> None:
