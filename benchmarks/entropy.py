@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bitstream import Scaling, StreamHeader
-from ..bitstream.header import DEFAULT_TILE, Coder
+from ..bitstream.header import DEFAULT_TILE, Coder, tile_for
 from ..errors import InputError, LatentsegError, VerificationError
 from ..kernels import entropy, native_available
 from ..kernels.dequantize import dequantize
@@ -56,8 +56,8 @@ def make_arms(
     """The arms for symbols q (C, h, w), all decoding into out (float32, same shape)."""
 
     def ours(coder: Coder) -> Arm:
-        own_tile = tile if coder == "context" else (0, 0)
-        header = StreamHeader(bytes(32), q.shape, 8, RANGE, coder=coder, lane_symbols=lane_symbols, tile=own_tile)
+        own = tile_for(coder, tile)
+        header = StreamHeader(bytes(32), q.shape, 8, RANGE, coder=coder, lane_symbols=lane_symbols, tile=own)
         lane = {"tile": list(tile)} if coder == "context" else {"lane_symbols": lane_symbols}
         detail = {"implementation": implementation, **lane, "threads": threads}
         return Arm(

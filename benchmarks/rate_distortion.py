@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bitstream.header import DEFAULT_TILE, Coder
+from ..bitstream.header import Coder, StreamHeader, tile_for
 from ..errors import InputError, LatentsegError, UsageError, missing_extra
 from . import jpeg, report
 from .machine import describe_machine, describe_versions
@@ -61,9 +61,10 @@ def learned_points(name: str, bundle: Bundle, stack: ExitStack, threads: int | N
     def under(coder: Coder) -> Callable[[Frame], Coded]:
         def code(frame: Frame) -> Coded:
             size = (frame.shape[0], frame.shape[1])
-            own = bundle.codec.tile if bundle.codec.coder == "context" else DEFAULT_TILE
-            tile = own if coder == "context" else (0, 0)
-            header = dataclasses.replace(bundle.header(*size), coder=coder, tile=tile, lane_symbols=4096)
+            own = bundle.header(*size)
+            # (0, 0), of a bundle with another coder, means the context coder's default.
+            tile, lane = tile_for(coder, own.tile), StreamHeader.lane_symbols
+            header = dataclasses.replace(own, coder=coder, tile=tile, lane_symbols=lane)
             (payload,) = compressor.encode(frame[None], header)
             framed = Writer(io.BytesIO(), header).write(payload)
             return framed, decompressor.frames(decompressor.entropy_decode([payload], header), size)[0]

@@ -58,6 +58,16 @@ _TILE = struct.Struct("<2HI")
 assert _FIXED.size == COPY_BYTES - 4
 
 
+def tile_for(coder: str, tile: tuple[int, int]) -> tuple[int, int]:
+    """The `tile` of a stream header under `coder`: (0, 0) where lanes are runs."""
+    return tile if coder == "context" else (0, 0)
+
+
+def is_tile(rows: int, columns: int) -> bool:
+    """Whether a lane of the context coder may have this size."""
+    return max(rows, columns) < 1 << 16 and MIN_LANE_SYMBOLS <= rows * columns <= MAX_LANE_SYMBOLS
+
+
 @dataclass(frozen=True)
 class Scaling:
     """Where the range (lo, hi) of float2int comes from (paper eq. 2 and 4).

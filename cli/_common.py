@@ -63,10 +63,10 @@ def tile(args: argparse.Namespace) -> tuple[int, int]:
         return 0, 0
     if args.coder != "context":
         raise UsageError(f"--tile with --coder {args.coder}", hint="tiles belong to --coder context")
-    from ..bitstream.header import MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS
+    from ..bitstream.header import MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS, is_tile
 
     rows, columns = args.tile
-    if max(rows, columns) >= 1 << 16 or not MIN_LANE_SYMBOLS <= rows * columns <= MAX_LANE_SYMBOLS:
+    if not is_tile(rows, columns):
         raise UsageError(
             f"--tile {rows} {columns}: expected sides up to 65535, and {MIN_LANE_SYMBOLS} to {MAX_LANE_SYMBOLS} symbols"
         )

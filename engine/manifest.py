@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, get_args
 
 from ..bitstream import Scaling
-from ..bitstream.header import DEFAULT_CODER, DEFAULT_TILE, MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS, Coder
+from ..bitstream.header import DEFAULT_CODER, DEFAULT_TILE, MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS, Coder, is_tile
 from ..errors import ArtifactError, InputError
 
 SCHEMA = 1
@@ -172,9 +172,8 @@ def _parse_codec(section: _Section) -> CodecSpec:
 def _parse_tile(section: _Section, coder: str) -> tuple[int, int]:
     found = section.value.get("tile")
     sides = found if isinstance(found, list) else []
-    whole = len(sides) == 2 and all(type(side) is int and 0 <= side < 1 << 16 for side in sides)
-    symbols = math.prod(sides) if whole else 0
-    if not whole or not (MIN_LANE_SYMBOLS <= symbols <= MAX_LANE_SYMBOLS if coder == "context" else sides == [0, 0]):
+    whole = len(sides) == 2 and all(type(side) is int and side >= 0 for side in sides)
+    if not whole or not (is_tile(*sides) if coder == "context" else sides == [0, 0]):
         span = f"{MIN_LANE_SYMBOLS} to {MAX_LANE_SYMBOLS}"
         raise section.error("tile", repr(found), f"[rows, columns] of {span} symbols for coder context, else [0, 0]")
     return sides[0], sides[1]

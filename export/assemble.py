@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bitstream import Scaling, StreamHeader
-from ..bitstream.header import DEFAULT_CODER
+from ..bitstream.header import DEFAULT_CODER, tile_for
 from ..engine.bundle import Bundle, ClassInfo, CodecSpec, write_bundle
 from ..errors import ArtifactError, UsageError
 from ..models import registry
@@ -70,7 +70,7 @@ def export_bundle(
         bits=int(net.bits),  # type: ignore[arg-type]
         scaling=Scaling(*net.scaling),  # type: ignore[misc]
         coder=coder,  # type: ignore[arg-type]
-        tile=(0, 0) if coder != "context" else tile or net.tile,  # type: ignore[arg-type]
+        tile=tile_for(coder, tile or net.tile),  # type: ignore[arg-type]
     )
     graphs = codec_graphs(net)
     for role, weights in (("segmenter", segmenter), ("rgb_segmenter", rgb_segmenter)):

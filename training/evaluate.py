@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..bitstream import Scaling, StreamHeader, Writer
-from ..bitstream.header import DEFAULT_CODER
+from ..bitstream.header import DEFAULT_CODER, tile_for
 from ..errors import InputError
 from ..kernels import entropy
 from . import metrics
@@ -52,7 +52,7 @@ def stream_header(codec: nn.Module, latent_shape: Sequence[int], size: tuple[int
         source_size=size,
         frame_rate=(0, 1),
         coder=coder,  # type: ignore[arg-type]
-        tile=codec.tile if coder == "context" else (0, 0),  # type: ignore[arg-type]
+        tile=tile_for(coder, codec.tile),  # type: ignore[arg-type]
     )
 
 

@@ -76,6 +76,12 @@ def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: Co
     pca_init(codec, sample_patches(frames, side, 64, seed))  # type: ignore[arg-type]
 
 
+def check_crops(config: CodecConfig, codec: nn.Module) -> None:
+    """Raise UsageError for crops that the codec's stride does not divide."""
+    if config.patch % codec.stride:  # type: ignore[operator]
+        raise UsageError(f"crops of {config.patch}, expected a multiple of the codec's stride, {codec.stride}")
+
+
 class RateDistortion:
     """The loss MSE * lambda + bpp of a codec with a rate model, lambda steered so that the bpp meets a target.
 
@@ -146,8 +152,7 @@ def train_codec(
     options = dict(options or {})
     torch.manual_seed(loop.seed)
     codec = registry.create(network, **options)
-    if config.patch % codec.stride:  # type: ignore[operator]
-        raise UsageError(f"crops of {config.patch}, expected a multiple of the codec's stride, {codec.stride}")
+    check_crops(config, codec)
     rate_model = getattr(codec, "rate_model", None)
     if (rate_model is None) != (config.target_bpp is None):
         found = "has no rate model" if rate_model is None else "is trained for a rate"

@@ -24,7 +24,7 @@ from ..models import registry
 from . import checkpoint
 from .data import IGNORE
 from .loop import LoopConfig, Part, Run, step_rng
-from .train_codec import CodecConfig, RateDistortion, crops
+from .train_codec import CodecConfig, RateDistortion, check_crops, crops
 from .train_segmenter import SegmentationLoss, SegmenterConfig, check_data, check_fit, class_weights, views
 
 
@@ -124,10 +124,8 @@ def train_joint(
             f"'{weights.network}' cannot be trained together with a segmenter: it has no rate model",
             hint="use a compact-codec, or train the segmenter alone: latentseg train segmenter",
         )
-    stride = int(trained_codec.stride)  # type: ignore[arg-type]
-    check_data(segmenter_config.size, stride, labels)
-    if codec_config.patch % stride:
-        raise UsageError(f"crops of {codec_config.patch}, expected a multiple of the codec's stride, {stride}")
+    check_data(segmenter_config.size, int(trained_codec.stride), labels)  # type: ignore[arg-type]
+    check_crops(codec_config, trained_codec)
     torch.manual_seed(loop.seed)
     options = {"classes": classes}
     if network == "compact-latent":
