@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     segmenter = sub.add_parser("segmenter", help="a segmenter, on a labelled data set", allow_abbrev=False)
     segmenter.add_argument("--network", default="compact-latent", help="registry name (default: %(default)s)")
     segmenter.add_argument("--codec", type=Path, metavar="RUN", help="the frozen codec of a latent segmenter")
+    segmenter.add_argument("--init", type=Path, metavar="RUN", help="start from these weights instead of random ones")
     _add_labelled(segmenter)
     _add_loop(segmenter, lr=1e-3, weight_decay=0.02)
 
@@ -66,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     joint.add_argument(
         "--teacher", type=Path, metavar="RUN", help="an RGB segmenter whose probabilities to learn as well"
     )
+    joint.add_argument(
+        "--hint-steps", type=int, default=0, metavar="N",
+        help="start with the teacher's trunk, and for the first N of the steps let the entry alone learn its features",
+    )  # fmt: skip
     _add_labelled(joint)
     _add_loop(joint, lr=1e-3, weight_decay=0.02)
 
@@ -141,7 +146,7 @@ def _segmenter(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     images, labels = read_pairs(pairs, classes)
     config = SegmenterConfig(size=tuple(args.size), batch=args.batch)
     path = train_segmenter(
-        args.network, images, labels, len(classes.names), args.out, config, loop, codec=args.codec,
+        args.network, images, labels, len(classes.names), args.out, config, loop, codec=args.codec, init=args.init,
         resume=args.resume, progress=not args.quiet, data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
     )  # fmt: skip
     return (path,)
@@ -155,7 +160,7 @@ def _joint(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
 
     segmenter_config = SegmenterConfig(size=tuple(args.size), batch=args.batch)
     codec_config = CodecConfig(target_bpp=args.target_bpp, batch=max(1, args.batch // 2))
-    config = JointConfig(task_weight=args.task_weight)
+    config = JointConfig(task_weight=args.task_weight, hint_steps=args.hint_steps)
     classes, pairs = labelled(args.layout, args.data, args.split)
     images, labels = read_pairs(pairs, classes)
     return train_joint(

@@ -21,11 +21,15 @@ from . import checkpoint
 
 @dataclass(frozen=True)
 class Part:
-    """A module of a run that has its own pace: its share of the learning rate, its weight decay, its own clipping."""
+    """A module of a run that has its own pace: its share of the learning rate, its weight decay, its own clipping.
+
+    start: the step from which it learns. From there it warms up on its own, as the run does from step 0.
+    """
 
     module: nn.Module
     weight_decay: float
     lr_share: float = 1.0
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,20 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.lr * share
 
 
+def warm(config: LoopConfig, step: int, start: int) -> float:
+    """How far a part that learns from step `start` is warmed up: 0 before it, 1 behind its warm-up."""
+    if not start:
+        return 1.0  # the run's own schedule has the warm-up
+    return min(1.0, max(0, step - start + 1) / max(1, config.warmup))
+
+
 def _groups(part: Part) -> list[dict[str, Any]]:
     """A part's parameters for the optimizer: weight decay acts on the weights, not on biases and norms."""
     trained = [p for p in part.module.parameters() if p.requires_grad]
+    pace = {"share": part.lr_share, "start": part.start}
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": part.weight_decay, "share": part.lr_share},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "share": part.lr_share},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": part.weight_decay, **pace},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, **pace},
     ]
 
 
@@ -189,7 +201,8 @@ class Run:
         try:
             while self.step < self.config.steps:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(self.config, self.step) * group["share"]
+                    share = group["share"] * warm(self.config, self.step, group["start"])
+                    group["lr"] = learning_rate(self.config, self.step) * share
                 torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout, too, is a function of the step
                 loss, figures = losses(self.step)
                 if not torch.isfinite(loss):

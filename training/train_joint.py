@@ -2,8 +2,12 @@
 
 The segmenter learns as in `train_segmenter`, from the same views, for as many steps; but the codec is not frozen. The
 views' gradient reaches its compressor through the straight-through rounding, so that bits go where classes need them,
-while crops of the same images hold it to its rate and to a picture that a person can still look at. A segmenter of the
-original RGB may teach: the student then also learns the class probabilities that the teacher gives the same view.
+while crops of the same images hold it to its rate and to a picture that a person can still look at.
+
+A segmenter of the original RGB may teach: the student then also learns the class probabilities that the teacher gives
+the same view. Where both have the same trunk, the student may take over the teacher's, and begin with some steps in
+which its entry alone learns, to give that trunk the features that the teacher's entry gives it (the hints of Romero et
+al., "FitNets", ICLR 2015).
 """
 
 from __future__ import annotations
@@ -36,17 +40,20 @@ class JointConfig:
     ramp: steps over which the task's gradient into the codec grows from nothing; a fresh segmenter's says little.
     codec_lr_share: the codec's learning rate as a share of the segmenter's; it is trained already.
     teacher_weight: of the divergence from the teacher's probabilities (nats a pixel) against the cross-entropy.
+    hint_steps: the first of the run's steps, in which the entry alone learns what the teacher's entry gives, before
+        a trunk that starts as the teacher's; 0: no hints, and a trunk of its own.
     """
 
     task_weight: float = 2.0
     ramp: int = 500
     codec_lr_share: float = 0.5
     teacher_weight: float = 1.0
+    hint_steps: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.task_weight < math.inf:
             raise UsageError(f"a task weight of {self.task_weight}, expected a finite number above 0")
-        for name in ("ramp", "codec_lr_share", "teacher_weight"):
+        for name in ("ramp", "codec_lr_share", "teacher_weight", "hint_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected a finite number not below 0")
 
@@ -69,6 +76,28 @@ class Teacher:
         if found != classes:
             raise ArtifactError(f"the teacher in {path} knows {found} classes, expected the data's {classes}")
 
+    def lend_trunk(self, student: nn.Module, network: str) -> None:
+        """Copy the teacher's trunk into a student's. Raises ArtifactError where they are not the same network."""
+        trunks = [getattr(module, "trunk", None) for module in (self.module, student)]
+        states = [{} if trunk is None else trunk.state_dict() for trunk in trunks]
+        shapes = [{name: value.shape for name, value in state.items()} for state in states]
+        if shapes[0] != shapes[1] or not shapes[0]:
+            raise ArtifactError(
+                f"the teacher and '{network}' do not share a trunk, expected one for --hint-steps",
+                hint="teach compact-latent with a compact-rgb, or leave --hint-steps out",
+            )
+        checkpoint.fill(trunks[1], states[0], "the teacher", network)  # type: ignore[arg-type]
+
+    def hint(self, x: Tensor, features: Tensor) -> Tensor:
+        """How far a student's features (N, width, h, w) of views x lie from the teacher's.
+
+        The mean squared difference, a channel's in units of its own variance in the batch: 1 for a constant guess.
+        """
+        with torch.no_grad():
+            wanted = self.module.entry(x).float()  # type: ignore[operator]
+        spread = wanted.var((0, 2, 3), keepdim=True) + 1e-4
+        return ((features.float() - wanted) ** 2 / spread).mean()
+
     def divergence(self, x: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         """KL(teacher || student), mean over the logits of x (N, 3, H, W) in [0, 1] that lie under labelled pixels."""
         with torch.no_grad():
@@ -81,6 +110,18 @@ class Teacher:
         student, taught = F.log_softmax(logits.float(), 1), F.log_softmax(found, 1)
         divergence = F.kl_div(student, taught, reduction="none", log_target=True).sum(1)
         return (divergence * counted).sum() / counted.sum().clamp_min(1.0)
+
+
+def _parts(segmenter: nn.Module, codec: nn.Module, config: JointConfig, weight_decay: float) -> list[Part]:
+    """The pair's paces: under hints, what lies behind the entry waits until they are over."""
+    if not config.hint_steps:
+        return [Part(segmenter, weight_decay), Part(codec, 0.0, config.codec_lr_share)]
+    entry, trunk = segmenter.entry, segmenter.trunk
+    return [
+        Part(entry, weight_decay),  # type: ignore[arg-type]
+        Part(trunk, weight_decay, start=config.hint_steps),  # type: ignore[arg-type]
+        Part(codec, 0.0, config.codec_lr_share, start=config.hint_steps),
+    ]
 
 
 def _logits(out: Tensor | tuple[Tensor, Tensor]) -> Tensor:
@@ -133,6 +174,10 @@ def train_joint(
     segmenter = registry.create(network, **options)
     check_fit(segmenter, trained_codec, network)
     teaching = None if teacher is None else Teacher(teacher, classes)
+    if config.hint_steps:
+        if teaching is None:
+            raise UsageError("hints come from a teacher, found none", hint="give --teacher RUN, or no --hint-steps")
+        teaching.lend_trunk(segmenter, network)
     pair = Pair(trained_codec, segmenter)
     task = SegmentationLoss(
         segmenter, class_weights(labels, classes, segmenter_config.class_weight_power), segmenter_config.aux_weight
@@ -144,7 +189,7 @@ def train_joint(
     run = Run(
         folder, network, options, pair, loop, settings, resume=resume,
         extra=RateDistortion.start(codec_config.target_bpp, weights.facts),
-        parts=[Part(segmenter, loop.weight_decay), Part(trained_codec, 0.0, config.codec_lr_share)],
+        parts=_parts(segmenter, trained_codec, config, loop.weight_decay),
     )  # fmt: skip
     rate_distortion = RateDistortion(trained_codec, codec_config.target_bpp, run.extra)
 
@@ -152,9 +197,15 @@ def train_joint(
         # The first draws are the ones that `train_segmenter` makes: both trainings see the same views.
         rng = step_rng(loop.seed, step)
         x, target = views(images, labels, segmenter_config, rng)
+        if teaching is not None and step < config.hint_steps:
+            with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+                with torch.no_grad():
+                    z = trained_codec.quantised(trained_codec.compress(x).float())  # type: ignore[operator]
+                hint = teaching.hint(x, segmenter.entry(z))  # type: ignore[operator]
+            return hint, {"hint": hint.item()}
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
             z = trained_codec.quantised(trained_codec.compress(x).float())  # type: ignore[operator]
-            share = min(1.0, step / config.ramp) if config.ramp else 1.0
+            share = min(1.0, (step - config.hint_steps) / config.ramp) if config.ramp else 1.0
             out = segmenter(share * z + (1.0 - share) * z.detach())
             taught = torch.zeros(()) if teaching is None else teaching.divergence(x, _logits(out), target)
         task_loss = task(out, target)

@@ -146,6 +146,7 @@ def train_segmenter(
     loop: LoopConfig,
     *,
     codec: Path | None = None,
+    init: Path | None = None,
     options: dict[str, Any] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -154,7 +155,8 @@ def train_segmenter(
     """Train a segmenter with cross-entropy and return the path of its weights.
 
     images: RGB uint8 (H, W, 3); labels: uint8 (H, W), `IGNORE` where there is no class. codec: weights of the frozen
-    codec, needed by a latent segmenter and refused by an RGB one. The augmentation acts on the image, before encoding.
+    codec, needed by a latent segmenter and refused by an RGB one. init: weights to start from, of the same network. The
+    augmentation acts on the image, before encoding.
     """
     kind = registry.entry(network).kind
     if kind not in {"rgb_segmenter", "latent_segmenter"}:
@@ -178,10 +180,16 @@ def train_segmenter(
     module = registry.create(network, **options)
     if frozen is not None:
         check_fit(module, frozen, network)
+    started = None if init is None else checkpoint.load_weights(init, kinds=(kind,))
+    if started is not None:
+        checkpoint.fill(module, started.tensors, str(init), network)
     encoder = Encoder(frozen)
     weight = class_weights(labels, classes, config.class_weight_power)
     objective = SegmentationLoss(module, weight, config.aux_weight)
-    settings = {"segmenter": {k: v for k, v in vars(config).items()}, "data": data_note, "codec": codec_id}
+    settings = {
+        "segmenter": dict(vars(config)), "data": data_note, "codec": codec_id,
+        "init": "" if started is None else started.content_id,
+    }  # fmt: skip
     run = Run(folder, network, options, module, loop, settings, resume=resume)
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
