@@ -1,4 +1,4 @@
-"""The command line: `latentseg VERB ...`, one module a verb.
+"""The command line: `latentseg VERB ...`, one module a verb (`bench entropy`, of two words: bench_entropy.py).
 
 A verb's module has `HELP` (one line), a docstring (the long help), `add_arguments(parser)` and `run(args) -> int`. The
 table below is static and only the chosen verb is imported, so that `--help` is instant and needs nothing optional.
@@ -26,9 +26,11 @@ VERBS: dict[str, str] = {
     "pack": "put integer latents (.npy) of any codec into a .lseg stream",
     "unpack": "get the latents of a .lseg stream back as .npy, exactly",
     "bench": "measure bytes-to-labels against decoding first, arms interleaved",
+    "bench entropy": "measure the entropy coders beside zstd, zlib and constriction",
     "train": "train a codec, a segmenter, or both together",
     "eval": "score a codec or a segmenter on labelled data",
     "export": "turn checkpoints into ONNX files and a bundle",
+    "build": "compile a bundle's GPU kernels ahead of time",
     "verify": "check that a bundle computes what it should on this machine",
 }
 
@@ -95,7 +97,7 @@ def top_help() -> str:
     """The text of `latentseg --help`."""
     from .. import __version__
 
-    verbs = "\n".join(f"  {name:<8} {line}" for name, line in VERBS.items())
+    verbs = "\n".join(f"  {name:<14} {line}" for name, line in VERBS.items())
     return (
         f"usage: latentseg VERB [OPTION ...]\n\n"
         f"latentseg {__version__}: bytes in, masks out, and no pixel is ever decoded.\n\n"
@@ -114,7 +116,7 @@ def load_verb(name: str) -> ModuleType:
     """The module of one verb."""
     import importlib
 
-    return importlib.import_module(f".{name}", __name__)
+    return importlib.import_module(f".{name.replace(' ', '_')}", __name__)
 
 
 def verb_parser(name: str) -> Parser:
@@ -133,14 +135,20 @@ def verb_parser(name: str) -> Parser:
     return parser
 
 
+def _split(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The verb that a command line begins with, of one word or two, and what follows it; argv is not empty."""
+    two = " ".join(argv[:2])
+    return (two, argv[2:]) if two in VERBS else (argv[0], argv[1:])
+
+
 def _dispatch(argv: Sequence[str]) -> int:
     if not argv:
         sys.stderr.write(top_help())
         return UsageError.exit_code
-    name, rest = argv[0], argv[1:]
+    name, rest = _split(argv)
     if name in {"-h", "--help", "help"}:
         if name == "help" and rest:
-            return _dispatch([rest[0], "--help"])
+            return _dispatch([_split(rest)[0], "--help"])
         sys.stdout.write(top_help())
         return 0
     if name == "--version":
@@ -189,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; never raises for a user's mistake."""
     _hold_descriptors()
     argv = list(sys.argv[1:] if argv is None else argv)
-    verb = f" {argv[0]}" if argv and argv[0] in VERBS else ""
+    verb = f" {_split(argv)[0]}" if argv and _split(argv)[0] in VERBS else ""
     debug = "--debug" in argv or os.environ.get("LATENTSEG_DEBUG", "") not in {"", "0"}
     try:
         code = _dispatch(argv)

@@ -27,9 +27,12 @@ PACKAGES: dict[str, Package] = {
     "matplotlib": Package(("matplotlib",), "the plots of bench", "pip install 'latentseg[plot]'"),
     "torch": Package(("torch",), "train, eval and export", "pip install 'latentseg[train]'"),
     "onnx": Package(("onnx",), "export", "pip install 'latentseg[export]'"),
+    "triton": Package(("triton",), "compiling the GPU kernels: build", "pip install 'latentseg[triton]'"),
+    "cuda-bindings": Package(
+        ("cuda-bindings",), "launching compiled kernels on a GPU, from Python", "pip install 'latentseg[gpu]'"
+    ),
     # Looked for so that a report shows the whole machine; this version has no engine on a GPU yet.
     "tensorrt": Package(("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "", ""),
-    "triton": Package(("triton",), "", ""),
     "pycuda": Package(("pycuda",), "", ""),
     "dali": Package(("nvidia-dali-cuda130", "nvidia-dali-cuda120"), "", ""),
 }

@@ -61,4 +61,20 @@ def context_decode_floats(
     out: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+def context_lanes(
+    payload: bytes,
+    channels: int,
+    height: int,
+    width: int,
+    bits: int,
+    scaling: int,
+    lo: float,
+    hi: float,
+    rows: int,
+    columns: int,
+    at: int,
+    ranges: NDArray[np.float32],
+    what: NDArray[np.int32],
+    lanes: NDArray[np.int32],
+) -> None: ...
 def context_tables_crc() -> int: ...

@@ -94,9 +94,10 @@ class Teacher:
         The mean squared difference, a channel's in units of its own variance in the batch: 1 for a constant guess.
         """
         with torch.no_grad():
-            wanted = self.module.entry(x).float()  # type: ignore[operator]
+            wanted: Tensor = self.module.entry(x).float()  # type: ignore[operator]
         spread = wanted.var((0, 2, 3), keepdim=True) + 1e-4
-        return ((features.float() - wanted) ** 2 / spread).mean()
+        distance: Tensor = ((features.float() - wanted) ** 2 / spread).mean()
+        return distance
 
     def divergence(self, x: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         """KL(teacher || student), mean over the logits of x (N, 3, H, W) in [0, 1] that lie under labelled pixels."""

@@ -36,4 +36,14 @@ std::vector<uint8_t> context_encode(const uint8_t *q, const TileGeometry &g, con
 void context_decode_symbols(const uint8_t *payload, size_t size, const TileGeometry &g, uint8_t *out, int threads);
 void context_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, float *out, int threads);
 
+// Takes a payload apart for the GPU decoder (kernels/gpu/batch.py) and checks it, up to the lanes' bits: lo and step of
+// each range; each channel's three bytes as one number; first byte (the payload's own first one being number `at`) and
+// bytes of each lane, [tile][channel], 0 and 0 in constant channels.
+void context_lanes(const uint8_t *payload, size_t size, const TileGeometry &g, size_t at, float *ranges,
+                   int32_t *channels, int32_t *lanes);
+
+inline size_t tile_count(const TileGeometry &g) {
+    return ((g.height + g.rows - 1) / g.rows) * ((g.width + g.columns - 1) / g.columns);
+}
+
 }  // namespace latentseg

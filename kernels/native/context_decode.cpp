@@ -63,6 +63,12 @@ std::vector<Channel> read_channels(const uint8_t *payload, size_t size, const Ti
     return channels;
 }
 
+// lo, hi in turn to lo, step in turn.
+void to_steps(std::vector<float> &ranges, int bits) {
+    const float levels = static_cast<float>((1 << bits) - 1);
+    for (size_t i = 0; i < ranges.size(); i += 2) ranges[i + 1] = (ranges[i + 1] - ranges[i]) / levels;
+}
+
 Plan make_plan(const uint8_t *payload, size_t size, const TileGeometry &g) {
     Plan plan;
     size_t at = 0;
@@ -263,12 +269,28 @@ void context_decode_symbols(const uint8_t *payload, size_t size, const TileGeome
 
 void context_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, float *out, int threads) {
     Plan plan = make_plan(payload, size, g);
-    // lo and the step, from lo and hi.
-    const float levels = static_cast<float>((1 << g.bits) - 1);
-    for (size_t i = 0; i < plan.ranges.size(); i += 2)
-        plan.ranges[i + 1] = (plan.ranges[i + 1] - plan.ranges[i]) / levels;
+    to_steps(plan.ranges, g.bits);
     const FloatSink sink{out, plan.ranges.data(), plan.ranges.size() > 2 ? size_t{2} : size_t{0}};
     run(payload, plan, g, sink, threads);
+}
+
+void context_lanes(const uint8_t *payload, size_t size, const TileGeometry &g, size_t at, float *ranges,
+                   int32_t *channels, int32_t *lanes) {
+    Plan plan = make_plan(payload, size, g);
+    to_steps(plan.ranges, g.bits);
+    std::copy(plan.ranges.begin(), plan.ranges.end(), ranges);
+    for (size_t c = 0; c < g.channels; ++c) {
+        const auto [mode, f, slope, centre] = plan.channels[c];
+        channels[c] = static_cast<int32_t>(static_cast<uint32_t>(mode) | f << 2 | slope << 8 | centre << 16);
+    }
+    const size_t tiles = tile_count(g);
+    std::fill_n(lanes, 2 * tiles * g.channels, 0);
+    for (const auto &shape : plan.lanes)
+        for (const Lane &lane : shape) {
+            int32_t *row = lanes + 2 * (lane.number % tiles * g.channels + lane.channel);
+            row[0] = static_cast<int32_t>(at + lane.offset);
+            row[1] = static_cast<int32_t>(lane.bytes);
+        }
 }
 
 }  // namespace latentseg

@@ -18,6 +18,7 @@ namespace {
 using Bytes1 = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstBytes1 = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats1 = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints1 = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstFloats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstBytes3 = nb::ndarray<const uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Bytes2 = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -119,6 +120,22 @@ void context_decode(const nb::bytes &payload, size_t channels, size_t height, si
     function(data, size, geometry, out.data(), threads);
 }
 
+void context_lanes(const nb::bytes &payload, size_t channels, size_t height, size_t width, int bits, int scaling,
+                   float lo, float hi, size_t rows, size_t columns, size_t at, const Floats1 &ranges,
+                   const Ints1 &what, const Ints1 &lanes) {
+    require(scaling >= 0 && scaling <= 2, "context: scaling in 0..2");
+    const auto mode = static_cast<latentseg::Scaling>(scaling);
+    const latentseg::TileGeometry geometry{channels, height, width, bits, mode, lo, hi, rows, columns};
+    require_tiles(geometry);
+    constexpr size_t kMost = (size_t{1} << 31) - 1;  // lane positions are 32-bit numbers
+    require(payload.size() <= kMost && at <= kMost - payload.size(), "context: payloads of at most 2^31 - 1 bytes");
+    require(ranges.size() == (mode == latentseg::Scaling::channel ? 2 * channels : 2) && what.size() == channels &&
+                lanes.size() == 2 * channels * latentseg::tile_count(geometry),
+            "context: outputs of the plan's size");
+    latentseg::context_lanes(reinterpret_cast<const uint8_t *>(payload.c_str()), payload.size(), geometry, at,
+                             ranges.data(), what.data(), lanes.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -151,5 +168,8 @@ NB_MODULE(_native, m) {
     m.def("context_decode_floats", &context_decode<Floats1, latentseg::context_decode_floats>, "payload"_a,
           "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "rows"_a, "columns"_a,
           "out"_a.noconvert(), "threads"_a);
+    m.def("context_lanes", &context_lanes, "payload"_a, "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a,
+          "lo"_a, "hi"_a, "rows"_a, "columns"_a, "at"_a, "ranges"_a.noconvert(), "what"_a.noconvert(),
+          "lanes"_a.noconvert());
     m.def("context_tables_crc", &latentseg::context_tables_crc);
 }

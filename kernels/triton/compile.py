@@ -1,0 +1,120 @@
+"""Ahead-of-time compilation of the Triton kernels: needs Triton, but neither a GPU nor torch nor a driver."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import UsageError, VerificationError, missing_extra
+from ..gpu import shapes
+from ..gpu.images import KernelImage, KernelSet
+
+ARCHS = (80, 86, 89, 90, 120)
+FLOATS = {"float16": "*fp16", "float32": "*fp32"}
+MAX_REGISTERS = 168  # twelve warps a multiprocessor: the decoder hides latency by many lanes, a warp each
+
+_POINTERS = {
+    "words": "*i32", "lanes": "*i32", "channels": "*i32", "ranges": "*fp32", "tables": "*i32", "table_map": "*i64",
+    "history": "*i32", "damaged": "*i32", "x": "*fp32", "q": "*u8", "partial": "*fp32", "bad": "*i32",
+}  # fmt: skip
+
+
+def compile_kernels(
+    bits: int, tile: tuple[int, int], archs: Sequence[int] = ARCHS, floats: Sequence[str] = ("float16", "float32")
+) -> KernelSet:
+    """Compile all kernels for the streams of one codec.
+
+    bits, tile: of those streams.  archs: compute capabilities, major * 10 + minor.  floats: of int2float's results.
+    Raises BackendMissingError without Triton, UsageError for an arch that it does not know or under TRITON_INTERPRET,
+    VerificationError for a kernel that spills registers or takes more than `MAX_REGISTERS`.
+    """
+    try:
+        import triton
+    except ImportError:
+        raise missing_extra("triton", "triton") from None
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise UsageError("TRITON_INTERPRET is set: kernels are then interpreted, not compiled", hint="unset it")
+    wrong = [arch for arch in archs if not 75 <= arch < 130]
+    if wrong or not archs:
+        raise UsageError(f"compute capability {wrong[0] if wrong else 'none'}, expected such as 80, 86, 89, 90, 120")
+    images = [_compile(*job, arch) for arch in dict.fromkeys(archs) for job in _jobs(bits, tile, floats)]
+    return KernelSet(bits, tile, triton.__version__, tuple(images))
+
+
+def _jobs(bits: int, tile: tuple[int, int], floats: Sequence[str]) -> Iterator[tuple[Any, str, dict[str, Any], int]]:
+    """(kernel, variant, constants, warps) of everything that a codec's streams need."""
+    from . import scaling
+    from .context_decode import context_decode
+
+    columns = shapes.columns(tile)
+    decode = {
+        "TILE_ROWS": tile[0], "TILE_COLUMNS": tile[1], "COLUMNS": columns, "CHUNK": shapes.chunk(columns),
+        "BITS": bits, "LANES": shapes.LANES, "FLOATS": True,
+    }  # fmt: skip
+    for variant in floats:
+        yield context_decode, variant, decode, shapes.LANES // 32
+        yield scaling.dequantize, variant, {"BITS": bits, "BLOCK": shapes.BLOCK}, shapes.WARPS
+    yield scaling.minmax, "float32", {"BLOCK": shapes.BLOCK, "TURNS": shapes.TURNS}, shapes.WARPS
+    constants = {"BITS": bits, "BLOCK": shapes.BLOCK, "PARTS": shapes.PARTS}
+    yield scaling.quantize, "float32", constants, shapes.WARPS
+
+
+def _compile(kernel: Any, variant: str, constants: dict[str, Any], warps: int, arch: int) -> KernelImage:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, aligned, arguments = {}, {}, []
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in _POINTERS or name == "out":
+            signature[name] = FLOATS[variant] if name == "out" else _POINTERS[name]
+            aligned[(index,)] = [["tt.divisibility", 16]]
+            arguments.append((name, "pointer"))
+        else:
+            signature[name] = "i32"
+            arguments.append((name, "int32"))
+    source = ASTSource(kernel, signature, constants, aligned)
+    # Rounding each operation on its own is what makes the GPU's floats equal the CPU's.
+    options = {"num_warps": warps, "enable_fp_fusion": False, "maxnreg": MAX_REGISTERS}
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True  # it is half of a cubin, and names this machine's paths
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    name = kernel.__name__
+    declared = re.search(rf"\.entry {name}\((.*?)\)", compiled.asm["ptx"], re.DOTALL)
+    found = declared.group(1).count(".param") if declared else 0
+    # Behind our arguments Triton passes scratch pointers of its own, which these kernels do not use.
+    if compiled.metadata.global_scratch_size or found < len(arguments):
+        raise VerificationError(f"{name} for sm{arch} takes {found} arguments, expected {len(arguments)} or more")
+    arguments += [("scratch", "scratch")] * (found - len(arguments))
+    registers = check_resources(compiled.asm["cubin"], f"{name} ({variant}) for sm{arch}")
+    return KernelImage(
+        name, variant, arch, compiled.asm["cubin"], tuple(arguments), warps, compiled.metadata.shared, registers
+    )
+
+
+def check_resources(cubin: bytes, what: str) -> int:
+    """Registers of a cubin's kernel, as the tool in Triton's package says. Raises VerificationError for spills."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    if usage.keys() != {"REG", "STACK", "LOCAL"}:
+        raise VerificationError(f"{what}: cannot read its registers", hint="use a tested version of Triton")
+    if usage["STACK"] or usage["LOCAL"] or usage["REG"] > MAX_REGISTERS:
+        raise VerificationError(
+            f"{what} takes {usage['REG']} registers, {usage['STACK']} bytes of stack and {usage['LOCAL']} of local "
+            f"memory, expected at most {MAX_REGISTERS}, 0 and 0",
+            hint="use a tested version of Triton",
+        )
+    return usage["REG"]

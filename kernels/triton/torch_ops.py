@@ -1,0 +1,140 @@
+"""The Triton kernels on torch tensors: what the tests, the GPU benchmark and programs that use torch anyway call.
+
+The tensors may be on a GPU, or on the CPU where TRITON_INTERPRET=1 runs the kernels in Triton's interpreter. The
+serving engine has neither torch nor the Triton compiler: it launches compiled kernels (kernels/gpu/launch.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from ...bitstream import context_model as model
+from ...bitstream.header import StreamHeader
+from ...errors import InputError, UsageError
+from ..gpu import shapes
+from ..gpu.batch import Batch, check_damage, plan_batch, table_map_words
+from . import scaling
+from .context_decode import context_decode
+
+# Rounding each operation on its own is what makes the GPU's floats equal the CPU's.
+_EXACT = {"enable_fp_fusion": False}
+
+
+def quantize(x: Tensor, bits: int, lo: Tensor | None = None, hi: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """float2int of rows: x float32 (rows, size) to symbols uint8 (rows, size) and their ranges float32 (rows, 2).
+
+    lo, hi: float32 (rows,), or (1,) for all of them; None takes each row's smallest and largest value. Raises
+    InputError where a value or a range is not finite.
+    """
+    rows, size = x.shape
+    if x.dtype != torch.float32 or not x.is_contiguous() or not x.numel():
+        raise UsageError(f"x is {x.dtype} {tuple(x.shape)}, expected contiguous float32 (rows, size), not empty")
+    if (lo is None) != (hi is None):
+        raise UsageError("one end of the range alone, expected lo and hi, or neither")
+    if lo is None or hi is None:
+        parts = -(-size // (shapes.BLOCK * shapes.TURNS))
+        partial = torch.empty((rows, parts, 2), dtype=torch.float32, device=x.device)
+        scaling.minmax[(rows, parts)](x, partial, size, parts, BLOCK=shapes.BLOCK, TURNS=shapes.TURNS, **_EXACT)
+    else:
+        parts = 1
+        partial = torch.stack([lo, hi], dim=1).contiguous()
+    q = torch.empty((rows, size), dtype=torch.uint8, device=x.device)
+    ranges = torch.empty((rows, 2), dtype=torch.float32, device=x.device)
+    bad = torch.zeros(rows, dtype=torch.int32, device=x.device)
+    scaling.quantize[(rows, triton.cdiv(size, shapes.BLOCK))](
+        x, partial, q, ranges, bad, size, parts, len(partial),
+        BITS=bits, BLOCK=shapes.BLOCK, PARTS=triton.next_power_of_2(parts), **_EXACT,
+    )  # fmt: skip
+    if bad.any():
+        raise InputError(f"row {int(bad.argmax())} of the latent holds values that are not finite")
+    return q, ranges
+
+
+def dequantize(
+    q: Tensor, bits: int, ranges: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+) -> Tensor:
+    """int2float of rows: symbols uint8 (rows, size) to float32 or float16; ranges float32 (rows, 2) or (1, 2).
+
+    out: contiguous (rows, size) to write into; None makes a new one of `dtype`.
+    """
+    rows, size = q.shape
+    if out is None:
+        out = torch.empty((rows, size), dtype=dtype, device=q.device)
+    scaling.dequantize[(rows, triton.cdiv(size, shapes.BLOCK))](
+        q, ranges, out, size, len(ranges), BITS=bits, BLOCK=shapes.BLOCK, **_EXACT
+    )
+    return out
+
+
+@dataclass
+class DeviceTables:
+    """The constant tables of coder 2 on a device: `context_model.decoding_tables` and `table_map`."""
+
+    decoding: Tensor
+    numbers: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device | str) -> DeviceTables:
+        decoding = model.decoding_tables().view(np.int32).reshape(-1)
+        return cls(torch.from_numpy(decoding.copy()).to(device), torch.from_numpy(table_map_words()).to(device))
+
+
+class Decoder:
+    """Decodes batches of one stream's payloads on a device: fused with int2float, or to symbols.
+
+    Parameters
+    ----------
+    header: of the stream.  device: a CUDA device, or "cpu" under the interpreter.
+    lanes: lanes a program (a power of two, at least 32); the default is what the compiled kernels have.
+    """
+
+    def __init__(self, header: StreamHeader, device: torch.device | str, lanes: int = shapes.LANES) -> None:
+        self.header, self.device, self.lanes = header, torch.device(device), lanes
+        self.tables = DeviceTables.on(device)
+        self._history = torch.empty(0, dtype=torch.int32, device=device)
+
+    def plan(self, payloads: Sequence[bytes]) -> Batch:
+        """The host's side of a batch: see `plan_batch`."""
+        return plan_batch(payloads, self.header)
+
+    def upload(self, payloads: Sequence[bytes]) -> tuple[Batch, Tensor]:
+        """Plan a batch on the host and bring it to the device: the plan, and its bytes (uint8) there."""
+        batch = self.plan(payloads)
+        return batch, torch.from_numpy(batch.data).to(self.device)
+
+    def decode(self, payloads: Sequence[bytes], dtype: torch.dtype = torch.float32) -> Tensor:
+        """The batch as (frames, C, h, w): dequantised as float32 or float16, or the symbols as uint8.
+
+        Raises InputError for a damaged payload, naming its place in the batch.
+        """
+        batch, data = self.upload(payloads)
+        out = torch.empty((batch.frames, *self.header.latent_shape), dtype=dtype, device=self.device)
+        check_damage(self.launch(batch, data, out).cpu().numpy())
+        return out
+
+    def launch(self, batch: Batch, data: Tensor, out: Tensor) -> Tensor:
+        """Start the kernel, which fills `out`. Returns the damage to come: int32 (frames,), for `check_damage`."""
+        channels, height, width = self.header.latent_shape
+        grid = triton.cdiv(batch.lane_count, self.lanes)
+        columns = shapes.columns(self.header.tile)
+        if self._history.numel() < grid * 2 * columns * self.lanes:
+            self._history = torch.empty(grid * 2 * columns * self.lanes, dtype=torch.int32, device=self.device)
+        damaged = torch.full((batch.frames,), shapes.SOUND, dtype=torch.int32, device=self.device)
+        context_decode[(grid,)](
+            data[batch.payloads :].view(torch.int32), batch.word_count,
+            data[batch.lanes : batch.payloads].view(torch.int32),
+            data[batch.channels : batch.lanes].view(torch.int32),
+            data[batch.ranges : batch.channels].view(torch.float32),
+            self.tables.decoding, self.tables.numbers, self._history, damaged, out,
+            batch.frames, channels, height, width, batch.ranges_a_frame,
+            TILE_ROWS=self.header.tile[0], TILE_COLUMNS=self.header.tile[1], COLUMNS=columns,
+            CHUNK=shapes.chunk(columns), BITS=self.header.bits, LANES=self.lanes, FLOATS=out.dtype != torch.uint8,
+            num_warps=self.lanes // 32, **_EXACT,
+        )  # fmt: skip
+        return damaged
