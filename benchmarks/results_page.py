@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from . import report
+from .entropy import label
 
 _INTRO = """\
 # Results
@@ -37,7 +38,8 @@ optimised tables. `model bpp` is what the codec's own rate model would spend on 
 (200 bytes a stream) are left out.
 """
 _ENTROPY = """\
-One core; decoding includes int2float into the caller's buffer; arms by turns, so that each finds cold caches.
+One core, but for rows that name threads; decoding includes int2float into the caller's buffer; arms by turns, so that
+each finds cold caches. Recorded by `latentseg bench entropy`, whose help says what each coder is.
 `frankfurt_*` are two latents that the driving paper's authors published (d=2, 8 bits, 16x128x256), in tiles of 14x32
 under `context`, so 1,120 lanes that have symbols; the others are `compact-codec`'s of the first frame of CamVid val
 and of Kodak, in tiles of 48x64. Millions of symbols a second: median, and minimum of the repeats in brackets.
@@ -94,9 +96,12 @@ def entropy_table(rows: Sequence[dict[str, Any]]) -> str:
     """One line for each file and coder."""
     cells = []
     for row in rows:
+        if "not_installed" in row:
+            cells.append([row["file"], label(row), "not installed", "-", "-"])
+            continue
         rates = [row[key] for key in ("encode_msymbols_s", "decode_msymbols_s")]
-        shown = [f"{rate['median']:.0f} ({rate['min']:.0f})" for rate in rates]
-        cells.append([row["file"], row["coder"], f"{row['bits_per_symbol']:.3f}", *shown])
+        shown = ["-" if rate is None else f"{rate['median']:.0f} ({rate['min']:.0f})" for rate in rates]
+        cells.append([row["file"], label(row), f"{row['bits_per_symbol']:.3f}", *shown])
     return report.table(["file", "coder", "bits/symbol", "encode M/s", "decode M/s"], cells)
 
 

@@ -97,7 +97,7 @@ def top_help() -> str:
     """The text of `latentseg --help`."""
     from .. import __version__
 
-    verbs = "\n".join(f"  {name:<14} {line}" for name, line in VERBS.items())
+    verbs = "\n".join(f"  {name + '  ':<9}{line}" for name, line in VERBS.items())
     return (
         f"usage: latentseg VERB [OPTION ...]\n\n"
         f"latentseg {__version__}: bytes in, masks out, and no pixel is ever decoded.\n\n"

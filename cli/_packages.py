@@ -31,6 +31,8 @@ PACKAGES: dict[str, Package] = {
     "cuda-bindings": Package(
         ("cuda-bindings",), "launching compiled kernels on a GPU, from Python", "pip install 'latentseg[gpu]'"
     ),
+    "zstandard": Package(("zstandard",), "zstd in bench entropy", "pip install 'latentseg[bench]'"),
+    "constriction": Package(("constriction",), "constriction in bench entropy", "pip install 'latentseg[bench]'"),
     # Looked for so that a report shows the whole machine; this version has no engine on a GPU yet.
     "tensorrt": Package(("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "", ""),
     "pycuda": Package(("pycuda",), "", ""),

@@ -9,6 +9,9 @@ are encoded first; then the arms take turns, round by round, on the same frames 
   jpeg-q95        JPEG of quality 95 -> decode -> RGB segmenter
   h264            the video's own packets -> decode -> RGB segmenter (H.264 files only)
 
+`latentseg bench entropy FILE...` measures the entropy coders alone, and has a help of its own; a
+source that is called "entropy" is written ./entropy here.
+
 examples:
   latentseg bench clip.mp4
   latentseg bench camvid/val.txt --rounds 7 --plot bench.png --record bench.jsonl
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warmup", type=_count, default=3, metavar="W", help="untimed batches before them (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch", type=_sizes, default=[1, 8], metavar="N,M", help="frames a batch, each size timed (default: 1,8)"
+        "--batch", type=sizes, default=[1, 8], metavar="N,M", help="frames a batch, each size timed (default: 1,8)"
     )
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="of the arms' order (default: 0)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw stage times, and quality over bits per pixel")
@@ -127,7 +130,8 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def _sizes(text: str) -> list[int]:
+def sizes(text: str) -> list[int]:
+    """An argparse type: integers of at least 1, separated by commas."""
     return [_common.positive(part.strip()) for part in text.split(",")]
 
 

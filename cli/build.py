@@ -3,10 +3,11 @@
     latentseg build camvid-compact --target kernels -o kernels
     latentseg build my-bundle --target kernels --arch 86 90
 
-The fused entropy decode + int2float, float2int and int2float for the streams of the bundle's codec, as machine code for
-each compute capability. Compiling needs Triton (pip install 'latentseg[triton]') and no GPU; running what was compiled
-needs a GPU and `cuda-bindings` (pip install 'latentseg[gpu]'), and neither Triton nor torch. A kernel that spills
-registers is refused (5).
+The fused entropy decode + int2float, float2int and int2float for the streams of the bundle's
+codec, as machine code for each compute capability. Compiling needs Triton (pip install
+'latentseg[triton]') and no GPU; running what was compiled needs a GPU and `cuda-bindings` (pip
+install 'latentseg[gpu]'), and neither Triton nor torch. A kernel that spills registers is refused
+(exit 5).
 
 JSON keys: schema type bundle target path triton bits tile images
 """

@@ -1,14 +1,23 @@
 """Show what is in a file.
 
-A .lseg stream (header, frames, bpp, damage), a bundle (codec, files and their hashes, scores), an
-.onnx model (inputs, outputs, opset), or an .npy of latents (shape, range). The kind is found from
-the content. The exit code is 7 for a damaged stream and 4 for a changed bundle, after the report,
-so that `inspect` also serves as a check.
+A .lseg stream (header, frames, bpp, rate by channel, what lanes cost, damage), a bundle (codec,
+files and their hashes, scores), an .onnx model (inputs, outputs, opset), or an .npy of latents
+(shape, range). The kind is found from the content. The exit code is 7 for a damaged stream and 4
+for a changed bundle, after the report, so that `inspect` also serves as a check.
+
+`anatomy` is bytes a frame, and the mean of `frames` frames: all up to 256, evenly spaced ones of a
+longer stream (fewer where a frame has thousands of lanes). frame_header, scales, tables (or the
+channels' parameters), lane_lengths and lane_bytes add up to the frame. lane_overhead is what
+cutting into lanes costs: lane_lengths, lane_states (11 bits a lane of the context coder), and
+lane_fill (the last bytes, filled up: taken as 3.5 bits a lane). A channel's bits/symbol hold all
+that is its own; null under huffman-frame, where lanes run through channels.
 
 JSON keys: schema type path kind, and by kind
   lseg     codec_id bundle latent_shape bits scaling source_size frame_rate coder
            tile lane_symbols frames bytes frame_bytes last_timestamp_us bits_per_symbol bpp
-           factor_vs_rgb24 damages lost
+           factor_vs_rgb24 anatomy channel_bits_per_symbol damages lost
+  anatomy  frames frame_header scales tables lane_lengths lane_bytes lanes lane_states
+           lane_fill lane_overhead
   bundle   name description created_by codec files classes scores verification
   onnx     bytes producer opset inputs outputs nodes weights
   npy      latents latent_shape dtype min max not_finite bits
@@ -74,18 +83,28 @@ def _file(args: argparse.Namespace, file: BufferedReader) -> dict[str, Any]:
 
 
 def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
-    from ..bitstream import Reader
+    from ..bitstream import Damage, Reader
+    from ..bitstream.frames import FRAME_HEADER_BYTES
+    from ._anatomy import Sample
 
     reader = Reader(file, on_damage=_common.damage_reporter(args))
     header = reader.header
+    sample = Sample(header)
     sizes: list[int] = []
     last_timestamp = 0
     for frame in _common.track(reader, args):
+        try:
+            sample.add(frame.payload)
+        except InputError as error:  # its CRC fits, but no reader can decode it
+            damage = Damage(-1, f"frame {frame.index} does not decode: {error}", frame.index, lost=1)
+            reader.damages.append(damage)
+            _common.note_damages(args, [damage])
+            continue
         sizes.append(len(frame.payload))
         last_timestamp = frame.timestamp_us
     frames = len(sizes)
     height, width = header.source_size
-    framed = sum(sizes) + frames * _framing_bytes()
+    framed = sum(sizes) + frames * FRAME_HEADER_BYTES
     num, den = header.frame_rate
     report: dict[str, Any] = {
         "kind": "lseg",
@@ -106,6 +125,7 @@ def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
         "bits_per_symbol": 8 * sum(sizes) / (frames * header.symbols) if frames else None,
         "bpp": None,
         "factor_vs_rgb24": None,
+        **sample.report(),
         "damages": [
             {"offset": damage.offset, "reason": damage.reason, "frame_index": damage.frame_index, "lost": damage.lost}
             for damage in reader.damages
@@ -116,12 +136,6 @@ def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
         report["bpp"] = 8 * framed / (frames * height * width)
         report["factor_vs_rgb24"] = 24 / report["bpp"]
     return report
-
-
-def _framing_bytes() -> int:
-    from ..bitstream.frames import FRAME_HEADER_BYTES
-
-    return FRAME_HEADER_BYTES
 
 
 def _bundle_of(codec_id: bytes) -> str | None:
@@ -138,6 +152,8 @@ def _bundle_of(codec_id: bytes) -> str | None:
 
 
 def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    from . import _anatomy
+
     height, width = report["source_size"]
     num, den = report["frame_rate"]
     scaling = report["scaling"]
@@ -160,6 +176,7 @@ def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("bits/symbol", f"{report['bits_per_symbol']:.3f}"))
     if report["bpp"]:
         rows.append(("bpp", f"{report['bpp']:.4f} ({report['factor_vs_rgb24']:.1f} times smaller than 24-bit RGB)"))
+    rows += _anatomy.rows(report)
     damage = f"{len(report['damages'])} place(s), {report['lost']} frame(s) lost"
     rows.append(("damage", damage if report["damages"] else "none"))
     return rows

@@ -20,6 +20,7 @@ from latentseg.errors import ArtifactError, LatentsegError
 REPO = Path(__file__).resolve().parents[2]
 HELP = [sys.executable, "-m", "latentseg.cli", "--help"]
 OPTIONAL = ("torch", "onnxruntime", "onnx", "av", "PIL", "matplotlib", "skimage", "safetensors", "tensorrt", "triton")
+OPTIONAL += ("zstandard", "constriction")
 # Refuses to find the optional packages, as on a machine that has none of them, then runs the command line for each
 # line of arguments on stdin and reports what heavy modules came in anyway.
 BLOCKED = f"""
@@ -233,5 +234,5 @@ def test_help_fits_a_terminal_of_100_columns(verb: str, monkeypatch: pytest.Monk
 
 
 def test_every_verb_has_a_module() -> None:
-    missing = [verb for verb in cli.VERBS if importlib.util.find_spec(f"latentseg.cli.{verb}") is None]
-    assert not missing
+    modules = [f"latentseg.cli.{verb.replace(' ', '_')}" for verb in cli.VERBS]
+    assert not [name for name in modules if importlib.util.find_spec(name) is None]

@@ -50,3 +50,4 @@ def test_keys_are_documented(
             record = json.loads(line)
             assert record["schema"] == 1
             assert record.keys() <= documented(verb), argv
+            assert (record.get("anatomy") or {}).keys() <= documented(verb), argv

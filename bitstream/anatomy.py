@@ -1,0 +1,95 @@
+"""Where a payload's bytes go: scales, code tables, lane lengths, lanes, and what each channel takes of them.
+
+Nothing is decoded. Under coder 1 with one code a frame ("huffman-frame") lanes run from one channel into the next, so
+that bytes have no channel there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .context_model import STATE_BITS
+from .context_payload import CONSTANT, plan_tiles, unpack_context
+from .header import StreamHeader
+from .huffman import unpack_lengths
+from .payload import plan_lanes, scale_count, unpack_payload
+
+# A lane's last byte is filled with 0 to 7 bits. How many, only decoding the lane would tell, so the mean stands here.
+FILL_BITS = 3.5
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Bytes of one payload; scales + tables + lengths + lanes is all of it.
+
+    tables: code tables (coder 1), or the channels' parameters (coder 2).
+    lengths: the lanes' lengths; lanes: the lanes themselves.
+    count: lanes that have bytes (channels of a single value have none).
+    state_bits: bits of the lanes that hold where each begins: 11 a lane under coder 2, none under coder 1.
+    channels: (C,) int64, what each channel takes: its table or parameters, lane lengths, lanes, and its range where it
+        has its own; None where lanes run through channels.
+    """
+
+    scales: int
+    tables: int
+    lengths: int
+    lanes: int
+    count: int
+    state_bits: int
+    channels: NDArray[np.int64] | None
+
+    @property
+    def lane_overhead(self) -> float:
+        """Bytes that cutting into lanes costs: lengths and states, and filling at its mean of 3.5 bits a lane.
+
+        Left out: symbols at a lane's edge are predicted from fewer neighbours, which costs bits of the symbols.
+        """
+        return self.lengths + (self.state_bits + FILL_BITS * self.count) / 8
+
+
+def dissect(payload: bytes, header: StreamHeader) -> Anatomy:
+    """Takes a frame's payload apart. Raises InputError for one whose parts do not add up, or lie."""
+    scales = 8 * scale_count(header)
+    own_scale = 8 * (header.scaling.mode == "channel")
+    if header.coder == "context":
+        parts = unpack_context(payload, header, plan_tiles(header))
+        coded = parts.channels.mode != CONSTANT
+        lane_bytes, lengths = parts.sizes, np.zeros(parts.sizes.shape, np.int64)
+        steps = np.diff(parts.sizes[coded], axis=1, prepend=0)
+        lengths[coded] = _digits(np.where(steps < 0, -2 * steps - 1, 2 * steps))
+        tables = np.full(len(coded), 3, np.int64)
+        count = int(coded.sum()) * parts.sizes.shape[1]
+        state_bits = STATE_BITS * count
+    else:
+        lanes = unpack_payload(payload, header, plan_lanes(header))
+        tables = _table_bytes(payload, scales, len(lanes.lengths), header.bits)
+        lane_bytes = lanes.lane_bytes.reshape(len(tables), -1)
+        coded = lanes.lengths.max(axis=1) > 0
+        lengths = _digits(lane_bytes) * coded[:, None]
+        count = int(coded.sum()) * lane_bytes.shape[1]
+        state_bits = 0
+    by_table = own_scale + tables + lengths.sum(axis=1) + lane_bytes.sum(axis=1)
+    channels = None if header.coder == "huffman-frame" else by_table
+    return Anatomy(
+        scales, int(tables.sum()), int(lengths.sum()), int(lane_bytes.sum()), count, state_bits, channels
+    )
+
+
+def _digits(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bytes of each number in base 128; a payload has no superfluous ones, and no number needs five."""
+    digits = np.ones_like(numbers)
+    for digit in (1, 2, 3):
+        digits += numbers >> 7 * digit > 0
+    return digits
+
+
+def _table_bytes(payload: bytes, offset: int, tables: int, bits: int) -> NDArray[np.int64]:
+    """(tables,) bytes of each code table; the payload is known to be sound."""
+    sizes = np.empty(tables, np.int64)
+    for i in range(tables):
+        end = unpack_lengths(payload, offset, bits)[2]
+        sizes[i], offset = end - offset, end
+    return sizes
