@@ -196,8 +196,7 @@ class Run:
         log = (self.folder / "log.jsonl").open("a")
         bar = tqdm(total=self.config.steps, initial=self.step, disable=not progress, unit="step", mininterval=2.0)
         started = time.perf_counter() - self.seconds
-        sums: dict[str, float] = {}
-        count = 0
+        seen: dict[str, list[float]] = {}  # since the last row; not every step has every figure
         try:
             while self.step < self.config.steps:
                 for group in self.optimizer.param_groups:
@@ -218,11 +217,10 @@ class Run:
                 self.step += 1
                 self._average_in()
                 for name, value in {"loss": loss.item(), **figures}.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                count += 1
+                    seen.setdefault(name, []).append(value)
                 bar.update()
                 if self.step % 20 == 0:
-                    bar.set_postfix({k: f"{v / count:.4g}" for k, v in sums.items()}, refresh=False)
+                    bar.set_postfix({k: f"{math.fsum(v) / len(v):.4g}" for k, v in seen.items()}, refresh=False)
                 if self.step % self.config.interval == 0 or self.step == self.config.steps:
                     self.seconds = time.perf_counter() - started
                     row = {
@@ -230,10 +228,10 @@ class Run:
                         "seconds": round(self.seconds, 1),
                         "lr": learning_rate(self.config, self.step),
                     }
-                    log.write(json.dumps(row | {k: v / count for k, v in sums.items()}) + "\n")
+                    log.write(json.dumps(row | {k: math.fsum(v) / len(v) for k, v in seen.items()}) + "\n")
                     log.flush()
                     self.save_state()
-                    sums, count = {}, 0
+                    seen = {}
         finally:
             bar.close()
             log.close()

@@ -66,6 +66,11 @@ def test_the_entry_learns_alone_and_then_all_do(tmp_path: Path, codec: Path, tea
     assert not same(whole_codec, codec, "")
     assert [("hint" in row, "task" in row) for row in rows(tmp_path / "whole")] == [(True, False)] * 2 + [(False, True)]
     assert checkpoint.load_weights(whole).facts["settings"]["joint"]["hint_steps"] == 4
+    # A row that has steps of both kinds means each figure over the steps that have it.
+    joint(tmp_path / "mixed", codec, 4, 3, teacher=teacher)
+    psnr = [row.get("psnr") for row in rows(tmp_path / "mixed")]
+    assert psnr[0] is None
+    assert psnr[1] > 0.8 * rows(tmp_path / "whole")[-1]["psnr"]  # of one step in two: not half of it
 
 
 def test_hint_by_hand(teacher: Path) -> None:
