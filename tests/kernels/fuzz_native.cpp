@@ -1,9 +1,12 @@
-// Feeds damaged payloads to the native decoders. Built with -fsanitize=address,undefined by test_fuzz_native.py: payload
-// and output lie in heap blocks of exactly their size, so that any step outside is fatal. Prints for each coder how many
-// payloads were decoded and refused. Usage: fuzz_native ROUNDS SEED
+// Feeds damaged payloads to the native decoders. Built with -fsanitize=address,undefined by test_fuzz_native.py:
+// payload and output lie in heap blocks of exactly their size, so that any step outside is fatal. Then replays cases of
+// fuzz_decoder.cpp. Prints for each coder, and for the cases, how many payloads were decoded and refused.
+// Usage: fuzz_native ROUNDS SEED CASE...
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -18,6 +21,10 @@ using latentseg::Geometry;
 using latentseg::Scaling;
 using latentseg::TileGeometry;
 using Bytes = std::vector<uint8_t>;
+
+// fuzz_decoder.cpp
+extern "C" int LLVMFuzzerInitialize(int *argc, char ***argv);
+bool decodes(const uint8_t *data, size_t size);
 
 namespace {
 
@@ -168,14 +175,21 @@ void context_round(Tally &tally) {
 }  // namespace
 
 int main(int argc, char **argv) {
-    if (argc != 3) return 2;
+    if (argc < 3) return 2;
     const int rounds = std::atoi(argv[1]);
     rng.seed(static_cast<unsigned>(std::atoi(argv[2])));
-    // docs/format.md, section "Payload of coder 2".
-    if (latentseg::context_tables_crc() != 0x28D07288) fail("the tables are not those of the format");
+    LLVMFuzzerInitialize(&argc, &argv);
     Tally huffman, context;
     for (int round = 0; round < rounds; ++round) huffman_round(huffman);
     for (int round = 0; round < rounds; ++round) context_round(context);
     std::printf("huffman decoded %ld, refused %ld\n", huffman.decoded, huffman.refused);
     std::printf("context decoded %ld, refused %ld\n", context.decoded, context.refused);
+    Tally corpus;
+    for (int i = 3; i < argc; ++i) {
+        std::ifstream file(argv[i], std::ios::binary);
+        if (!file) fail(argv[i]);
+        const Bytes content{std::istreambuf_iterator<char>(file), {}};
+        ++(decodes(content.data(), content.size()) ? corpus.decoded : corpus.refused);
+    }
+    std::printf("corpus decoded %ld, refused %ld\n", corpus.decoded, corpus.refused);
 }
