@@ -20,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..bitstream import Scaling, StreamHeader
 from ..bitstream.header import DEFAULT_TILE
 from ..errors import BackendMissingError, InputError, LatentsegError, UsageError, VerificationError, missing_extra
 from ..kernels import entropy, native_available
+from ..kernels.gpu.batch import check_damage
 
 Timer = Callable[[], float]
 
@@ -43,8 +44,10 @@ def load_symbols(path: Path) -> NDArray[np.uint8]:
         q = np.load(path, allow_pickle=False)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, EOFError):
         raise InputError(f"{path}: not a .npy array of numbers") from None
+    if not isinstance(q, np.ndarray):
+        raise InputError(f"{path}: an archive of arrays, expected one .npy")
     if q.dtype != np.uint8 or q.ndim != 3 or q.size == 0:
         raise InputError(f"{path}: {q.dtype} of shape {q.shape}, expected uint8 (C, h, w), not empty")
     return np.ascontiguousarray(q)
@@ -96,8 +99,10 @@ class Bench:
     def check(self, name: str, run: Callable[[], Any]) -> None:
         """Raise VerificationError unless an arm gives the CPU's floats, bit for bit."""
         self.out.fill_(-7)
-        run()
+        damaged = run()
         found = self.out.cpu().numpy()
+        if damaged is not None:
+            check_damage(damaged.cpu().numpy())
         if not np.array_equal(found, self.wanted):
             where = tuple(int(i) for i in np.argwhere(found != self.wanted)[0])
             raise VerificationError(f"{name}: {found[where]} at {where}, expected {self.wanted[where]}")
@@ -190,6 +195,10 @@ def measure(bench: Bench, rounds: int, launches: int, peak: float) -> list[dict[
             timers[name] = alone if name == "nvcomp-ans" else captured(torch, run, launches)
         except (ImportError, BackendMissingError) as error:
             absent[name] = str(error).splitlines()[0]
+        except Exception as error:  # nvCOMP's own errors must not cost the rows of the others
+            if name != "nvcomp-ans":
+                raise
+            absent[name] = f"{type(error).__name__}: {error}"
     pinned = torch.from_numpy(bench.batch.data).pin_memory()
 
     def copy() -> None:
@@ -238,9 +247,16 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def check(bench: Bench) -> None:
-    """The correctness part alone: both ways of decoding against the CPU."""
+    """The correctness part alone: both ways of decoding against the CPU, and a damaged lane, which must be found."""
     bench.check("fused", bench.fused)
     bench.check("apart", bench.apart)
+    bad = bytearray(bench.payloads[-1])
+    bad[-1] ^= 0x80  # the last lane's last bit: filling, or a bit of its last state, which has to be 0
+    try:
+        bench.decoder.decode([*bench.payloads[:-1], bytes(bad)])
+    except InputError:
+        return
+    raise VerificationError("a damaged payload was decoded without a word")
 
 
 def describe_gpu(torch: Any) -> dict[str, Any]:
@@ -266,24 +282,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check-only", action="store_true", help="compare with the CPU, time nothing")
     parser.add_argument("--record", type=Path, metavar="FILE.jsonl", help="append the rows to this file")
     options = parser.parse_args(arguments)
+    from .report import append_row
+
     try:
-        rows = _rows(options)
+        for row in _rows(options):  # one by one: what has been measured is kept, whatever comes after it
+            print(json.dumps(row), flush=True)
+            if options.record is not None:
+                append_row(options.record, row)
     except LatentsegError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         return error.exit_code
-    for row in rows:
-        sys.stdout.write(json.dumps(row) + "\n")
-    if options.record is not None:
-        from .report import append_row
-
-        for row in rows:
-            append_row(options.record, row)
     return 0
 
 
-def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from .machine import describe_machine, describe_versions
 
     try:
@@ -292,7 +306,9 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     except ImportError as error:
         raise missing_extra(str(error.name), "train,triton") from None
     interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-    if not torch.cuda.is_available() and not (interpreted and options.check_only):
+    if interpreted and not options.check_only:
+        raise UsageError("TRITON_INTERPRET is set: interpreted kernels are not timed", hint="unset it, or --check-only")
+    if not torch.cuda.is_available() and not interpreted:
         raise BackendMissingError(
             "torch sees no CUDA device on this machine",
             hint="without one: TRITON_INTERPRET=1 python -m latentseg.benchmarks.gpu_entropy FILE.npy --check-only",
@@ -303,6 +319,8 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         counts = []
     if not counts or min(counts) < 1:
         raise UsageError(f"--batch {options.batch}, expected numbers above 0, such as 1,8,32")
+    if min(options.rounds, options.launches) < 1:
+        raise UsageError("--rounds and --launches want at least 1")
     device = "cpu" if interpreted else "cuda"
     about = {
         "benchmark": "gpu_entropy", "schema": 1, "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -310,7 +328,6 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         "gpu": None if interpreted else describe_gpu(torch), "host": "native" if native_available() else "numpy",
     }  # fmt: skip
     peak = 0.0 if options.check_only else bandwidth(torch)
-    rows = []
     for path in options.files:
         q = load_symbols(path)
         for count in counts:
@@ -319,10 +336,10 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
             if options.check_only:
                 check(bench)
             else:
+                check(bench)
                 found = measure(bench, options.rounds, options.launches, peak)
             common = {"file": path.name, "shape": list(q.shape), "tile": list(options.tile), "batch": count}
-            rows += [{**common, **row, "memory_gb_s": round(peak / 1e9, 1), **about} for row in found]
-    return rows
+            yield from ({**common, **row, "memory_gb_s": round(peak / 1e9, 1), **about} for row in found)
 
 
 if __name__ == "__main__":

@@ -176,6 +176,8 @@ def train_joint(
     check_fit(segmenter, trained_codec, network)
     teaching = None if teacher is None else Teacher(teacher, classes)
     if config.hint_steps:
+        if config.hint_steps > loop.steps:
+            raise UsageError(f"{config.hint_steps} steps of hints, expected at most the run's {loop.steps}")
         if teaching is None:
             raise UsageError("hints come from a teacher, found none", hint="give --teacher RUN, or no --hint-steps")
         teaching.lend_trunk(segmenter, network)

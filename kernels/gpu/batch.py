@@ -82,7 +82,7 @@ def plan_batch(payloads: Sequence[bytes], header: StreamHeader, implementation: 
     bits = _aligned(lanes + 8 * frames * lanes_a_frame)
     size = sum(len(payload) for payload in payloads)
     symbols = frames * int(np.prod(header.latent_shape))
-    if frames == 0 or symbols > _MOST or 8 * size > _MOST:
+    if frames == 0 or symbols > _MOST or 8 * size > _MOST or 2 * frames * lanes_a_frame > _MOST:
         raise ArtifactError(
             f"a batch of {frames} frames, {symbols} symbols and {size} bytes, expected at least one frame, at most "
             f"{_MOST} symbols and {_MOST // 8} bytes",

@@ -44,6 +44,10 @@ class KernelImage:
         return f"{self.kernel}-{self.variant}-sm{self.arch}.cubin"
 
 
+def _runs_on(arch: int, capability: int) -> bool:
+    return arch < 90 and arch // 10 == capability // 10 and arch <= capability
+
+
 @dataclass(frozen=True)
 class KernelSet:
     """Compiled kernels for the streams of one codec.
@@ -62,14 +66,14 @@ class KernelSet:
     def find(self, kernel: str, variant: str, capability: int) -> KernelImage:
         """The image that runs on a device of this compute capability (major * 10 + minor).
 
-        A cubin runs on its own major version, at its minor or above; sm90's is built for that capability alone.
+        Up to 89 a cubin runs on its own major version, at its minor or above; from 90 on Triton builds for one
+        capability alone.
         """
         fitting = [
             image
             for image in self.images
             if (image.kernel, image.variant) == (kernel, variant)
-            and image.arch // 10 == capability // 10
-            and image.arch <= capability
+            and (image.arch == capability or _runs_on(image.arch, capability))
         ]
         if not fitting:
             raise ArtifactError(
@@ -103,8 +107,9 @@ def save_kernels(kernels: KernelSet, folder: Path, *, overwrite: bool = False) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         index.unlink(missing_ok=True)  # a set that is half written has no index
-        for old in folder.glob("*.cubin"):
-            old.unlink()
+        for kernel in KERNELS:
+            for old in folder.glob(f"{kernel}-*.cubin"):
+                old.unlink()
         for image in kernels.images:
             (folder / image.file_name).write_bytes(image.cubin)
         partial = index.with_name(INDEX_NAME + ".partial")
@@ -154,6 +159,8 @@ def _image(folder: Path, row: dict[str, Any]) -> KernelImage:
     if hashlib.sha256(cubin).hexdigest() != row["sha256"]:
         raise ArtifactError(f"compiled kernel {folder / name} was changed", hint="build the kernels again")
     arguments: Sequence[tuple[str, str]] = [(str(a), str(kind)) for a, kind in row["arguments"]]
+    if any(kind not in ("pointer", "int32", "scratch") for _, kind in arguments):
+        raise ValueError(f"arguments {arguments}")
     return KernelImage(
         str(row["kernel"]), str(row["variant"]), int(row["arch"]), cubin, tuple(arguments),
         int(row["warps"]), int(row["shared"]), int(row["registers"]),

@@ -50,7 +50,7 @@ class Gpu:
             self._device = self._call("cuDeviceGet", ordinal)
         except Exception as error:  # the package's own errors where there is no driver are of several classes
             raise BackendMissingError(
-                f"no CUDA device {ordinal} on this machine: {str(error).splitlines()[0]}",
+                f"no CUDA device {ordinal} on this machine: {(str(error) or repr(error)).splitlines()[0]}",
                 hint="run on a machine with an NVIDIA GPU and its driver, or decode on the CPU",
             ) from None
         attribute = driver.CUdevice_attribute
@@ -96,6 +96,10 @@ class Gpu:
     def download(self, array: NDArray[Any], address: int, stream: int = 0) -> None:
         """Copy from the device into a C-contiguous array, and wait for it."""
         self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
+        self.wait(stream)
+
+    def wait(self, stream: int = 0) -> None:
+        """Until all that was started on the stream is done."""
         self._call("cuStreamSynchronize", stream)
 
     def fill(self, address: int, value: int, count: int, stream: int = 0) -> None:
@@ -135,6 +139,8 @@ class Gpu:
 class GpuDecoder:
     """Decodes batches of one stream's payloads into device memory: the fused entropy decode + int2float.
 
+    One batch at a time: its buffers are the next one's too. From the thread that made the `Gpu`, whose context is its.
+
     Parameters
     ----------
     kernels: compiled for the stream's bits and tile, and for the GPU's capability (ArtifactError otherwise).
@@ -159,22 +165,26 @@ class GpuDecoder:
         self._numbers = self._constant(table_map_words())
         self._damaged = gpu.allocate(4 * most)
         self.out = gpu.allocate(most * int(np.prod(header.latent_shape)) * self.dtype.itemsize)
-        self._data = self._history = 0
-        self._data_size = self._history_size = 0
+        self._rooms: dict[str, tuple[int, int]] = {}
 
     def _constant(self, table: NDArray[Any]) -> int:
         address = self.gpu.allocate(table.nbytes)
-        self.gpu.upload(address, np.ascontiguousarray(table))
+        held = np.ascontiguousarray(table)
+        self.gpu.upload(address, held)
+        self.gpu.wait()  # batches may come on other streams, and `held` goes
         return address
 
-    def _grown(self, address: int, size: int, wanted: int) -> tuple[int, int]:
-        """Memory of at least `wanted` bytes: what there is, or more of it in its place."""
-        if wanted <= size:
-            return address, size
-        if address:
-            self.gpu.free(address)
-        size = wanted + wanted // 2  # payloads differ: do not allocate anew for each that is a little longer
-        return self.gpu.allocate(size), size
+    def _room(self, name: str, wanted: int) -> int:
+        """Memory of at least `wanted` bytes under a name: what there is, or more of it in its place."""
+        address, size = self._rooms.get(name, (0, 0))
+        if wanted > size:
+            if address:
+                del self._rooms[name]  # should there be no more memory, what is freed is not used again
+                self.gpu.free(address)
+            size = wanted + wanted // 2  # payloads differ: do not allocate anew for each that is a little longer
+            address = self.gpu.allocate(size)
+            self._rooms[name] = address, size
+        return address
 
     def start(self, payloads: Sequence[bytes], stream: int = 0) -> Batch:
         """Plan a batch, copy it to the device, start the kernel. The plan's `data` must live until the stream is there.
@@ -184,22 +194,21 @@ class GpuDecoder:
         if len(payloads) > self.most:
             raise UsageError(f"a batch of {len(payloads)} frames, expected at most {self.most}")
         batch = plan_batch(payloads, self.header)
-        self._data, self._data_size = self._grown(self._data, self._data_size, batch.data.nbytes)
-        self.gpu.upload(self._data, batch.data, stream)
+        self.gpu.upload(self._room("data", batch.data.nbytes), batch.data, stream)
         self.launch(batch, stream)
         return batch
 
     def launch(self, batch: Batch, stream: int = 0) -> None:
         """Start the kernel on a batch whose bytes `start` has brought to the device: all of `start` but the copy."""
         programs = -(-batch.lane_count // shapes.LANES)
-        history = 8 * programs * shapes.columns(self.header.tile) * shapes.LANES
-        self._history, self._history_size = self._grown(self._history, self._history_size, history)
+        history = self._room("history", 8 * programs * shapes.columns(self.header.tile) * shapes.LANES)
+        data = self._room("data", batch.data.nbytes)
         self.gpu.fill(self._damaged, shapes.SOUND, batch.frames, stream)
         channels, height, width = self.header.latent_shape
         values = {
-            "words": self._data + batch.payloads, "word_count": batch.word_count, "lanes": self._data + batch.lanes,
-            "channels": self._data + batch.channels, "ranges": self._data + batch.ranges, "tables": self._tables,
-            "table_map": self._numbers, "history": self._history, "damaged": self._damaged, "out": self.out,
+            "words": data + batch.payloads, "word_count": batch.word_count, "lanes": data + batch.lanes,
+            "channels": data + batch.channels, "ranges": data + batch.ranges, "tables": self._tables,
+            "table_map": self._numbers, "history": history, "damaged": self._damaged, "out": self.out,
             "frames": batch.frames, "channel_count": channels, "height": height, "width": width,
             "ranges_a_frame": batch.ranges_a_frame,
         }  # fmt: skip

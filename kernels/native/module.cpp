@@ -132,8 +132,10 @@ void context_lanes(const nb::bytes &payload, size_t channels, size_t height, siz
     require(ranges.size() == (mode == latentseg::Scaling::channel ? 2 * channels : 2) && what.size() == channels &&
                 lanes.size() == 2 * channels * latentseg::tile_count(geometry),
             "context: outputs of the plan's size");
-    latentseg::context_lanes(reinterpret_cast<const uint8_t *>(payload.c_str()), payload.size(), geometry, at,
-                             ranges.data(), what.data(), lanes.data());
+    const auto *data = reinterpret_cast<const uint8_t *>(payload.c_str());
+    const size_t size = payload.size();
+    const nb::gil_scoped_release release;
+    latentseg::context_lanes(data, size, geometry, at, ranges.data(), what.data(), lanes.data());
 }
 
 }  // namespace

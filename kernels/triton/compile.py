@@ -15,6 +15,8 @@ from ..gpu import shapes
 from ..gpu.images import KernelImage, KernelSet
 
 ARCHS = (80, 86, 89, 90, 120)
+# What Triton's LLVM knows; another number ends the process inside it.
+KNOWN_ARCHS = (75, 80, 86, 87, 89, 90, 100, 103, 120, 121)
 FLOATS = {"float16": "*fp16", "float32": "*fp32"}
 MAX_REGISTERS = 168  # twelve warps a multiprocessor: the decoder hides latency by many lanes, a warp each
 
@@ -39,9 +41,10 @@ def compile_kernels(
         raise missing_extra("triton", "triton") from None
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise UsageError("TRITON_INTERPRET is set: kernels are then interpreted, not compiled", hint="unset it")
-    wrong = [arch for arch in archs if not 75 <= arch < 130]
+    wrong = [arch for arch in archs if arch not in KNOWN_ARCHS]
     if wrong or not archs:
-        raise UsageError(f"compute capability {wrong[0] if wrong else 'none'}, expected such as 80, 86, 89, 90, 120")
+        known = ", ".join(map(str, KNOWN_ARCHS))
+        raise UsageError(f"compute capability {wrong[0] if wrong else 'none'}, expected some of {known}")
     images = [_compile(*job, arch) for arch in dict.fromkeys(archs) for job in _jobs(bits, tile, floats)]
     return KernelSet(bits, tile, triton.__version__, tuple(images))
 
@@ -107,7 +110,10 @@ def check_resources(cubin: bytes, what: str) -> int:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        try:
+            text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            text = ""
     usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     if usage.keys() != {"REG", "STACK", "LOCAL"}:
         raise VerificationError(f"{what}: cannot read its registers", hint="use a tested version of Triton")

@@ -35,6 +35,8 @@ def quantize(x: Tensor, bits: int, lo: Tensor | None = None, hi: Tensor | None =
     rows, size = x.shape
     if x.dtype != torch.float32 or not x.is_contiguous() or not x.numel():
         raise UsageError(f"x is {x.dtype} {tuple(x.shape)}, expected contiguous float32 (rows, size), not empty")
+    if size > shapes.BLOCK * 65535:
+        raise UsageError(f"rows of {size} values, expected at most {shapes.BLOCK * 65535}: a GPU's grid ends there")
     if (lo is None) != (hi is None):
         raise UsageError("one end of the range alone, expected lo and hi, or neither")
     if lo is None or hi is None:
@@ -43,6 +45,8 @@ def quantize(x: Tensor, bits: int, lo: Tensor | None = None, hi: Tensor | None =
         scaling.minmax[(rows, parts)](x, partial, size, parts, BLOCK=shapes.BLOCK, TURNS=shapes.TURNS, **_EXACT)
     else:
         parts = 1
+        if lo.shape != hi.shape or lo.shape not in ((1,), (rows,)):
+            raise UsageError(f"ranges of shape {tuple(lo.shape)} and {tuple(hi.shape)}, expected (1,) or ({rows},)")
         partial = torch.stack([lo, hi], dim=1).contiguous()
     q = torch.empty((rows, size), dtype=torch.uint8, device=x.device)
     ranges = torch.empty((rows, 2), dtype=torch.float32, device=x.device)

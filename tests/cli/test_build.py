@@ -47,7 +47,8 @@ def test_kernels_of_a_bundle(tiny_bundle: Bundle, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        (["--target", "kernels", "--arch", "9"], 2, "compute capability 9, expected such as"),
+        (["--target", "kernels", "--arch", "9"], 2, "compute capability 9, expected some of 75, 80"),
+        (["--target", "kernels", "--arch", "80", "85"], 2, "compute capability 85, expected some of 75, 80"),
         (["--target", "tensorrt"], 2, "invalid choice: 'tensorrt'"),
         ([], 2, "--target"),
         (["--target", "kernels", "--arch", "86", "-o", "/proc/none"], 7, "cannot write kernels to /proc/none"),

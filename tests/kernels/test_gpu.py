@@ -221,6 +221,10 @@ def test_a_set_comes_back_from_its_folder_and_is_checked(tmp_path: Path) -> None
 def test_the_image_for_a_device_is_of_its_major_version() -> None:
     made = KernelSet(8, (4, 5), "3.6.0", (image(80), image(86), image(90)))
     assert [made.find("context_decode", "float16", c).arch for c in (80, 86, 87, 89, 90)] == [80, 86, 86, 86, 90]
+    newest = KernelSet(8, (4, 5), "3.6.0", (image(120),))
+    assert newest.find("context_decode", "float16", 120).arch == 120
+    with pytest.raises(ArtifactError, match=r"compute capability 12\.1; there are: sm120"):
+        newest.find("context_decode", "float16", 121)  # sm120 is built as sm_120a, for that one alone
     for capability in (75, 100, 120):
         with pytest.raises(ArtifactError, match=f"compute capability {capability / 10}; there are: sm80, sm86, sm90"):
             made.find("context_decode", "float16", capability)
@@ -343,6 +347,36 @@ def test_the_decoder_hands_the_kernel_what_it_wants() -> None:
     gpu.close()
     assert not driver.memory
     assert driver.calls.count("cuModuleUnload") == driver.calls.count("cuDevicePrimaryCtxRelease") == 1
+
+
+def test_memory_grows_and_what_was_freed_is_not_used_again() -> None:
+    driver = FakeDriver()
+    with Gpu(0, driver) as gpu:
+        decoder = GpuDecoder(gpu, kernels(), HEADER, most=8)
+        decoder.decode([payload(0)])
+        small = {name: driver.launches[-1][name] for name in ("words", "history")}
+        decoder.decode([payload(i) for i in range(8)])
+        grown = driver.launches[-1]
+        assert driver.memory[grown["lanes"] - plan_batch([payload(i) for i in range(8)], HEADER).lanes].size > 0
+        assert driver.calls.count("cuMemFree") >= 1
+        assert any(grown[name] != small[name] for name in small)
+        # No memory for still more: the next batch that fits does not run in what was given back.
+        refuse = lambda self, size: (_ for _ in ()).throw(MemoryError(size))  # noqa: E731
+        decoder._rooms["data"] = (decoder._rooms["data"][0], 0)
+        allocate, FakeDriver.do_cuMemAlloc = FakeDriver.do_cuMemAlloc, refuse  # type: ignore[method-assign]
+        try:
+            with pytest.raises(MemoryError):
+                decoder.decode([payload(0)])
+        finally:
+            FakeDriver.do_cuMemAlloc = allocate  # type: ignore[method-assign]
+        decoder.decode([payload(0)])
+        base = driver.launches[-1]["words"] - plan_batch([payload(0)], HEADER).payloads
+        assert base in driver.memory
+
+
+def test_a_launch_names_all_arguments() -> None:
+    with Gpu(0, FakeDriver()) as gpu, pytest.raises(UsageError, match="context_decode takes "):
+        gpu.launch(b"context_decode", image(90), (1, 1), {"words": 0})
 
 
 def test_damage_that_the_kernel_finds_is_an_error() -> None:

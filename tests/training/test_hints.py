@@ -114,6 +114,8 @@ def test_hints_that_nobody_can_give(tmp_path: Path, codec: Path, teacher: Path) 
     for changes, error, message in refused:
         with pytest.raises(error, match=message):
             joint(tmp_path / "out", codec, 2, 1, **changes)
+    with pytest.raises(UsageError, match="3 steps of hints, expected at most the run's 2"):
+        joint(tmp_path / "out", codec, 2, 3, teacher=teacher)
     with pytest.raises(UsageError, match="hint_steps is -1"):
         JointConfig(hint_steps=-1)
     assert not (tmp_path / "out").exists()
