@@ -29,7 +29,7 @@ from . import checkpoint
 from .data import IGNORE
 from .loop import LoopConfig, Part, Run, step_rng
 from .train_codec import CodecConfig, RateDistortion, check_crops, crops
-from .train_segmenter import SegmentationLoss, SegmenterConfig, check_data, check_fit, class_weights, views
+from .train_segmenter import SegmentationLoss, SegmenterConfig, check_data, class_weights, make_segmenter, views
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,8 @@ def train_joint(
         )
     check_data(segmenter_config.size, int(trained_codec.stride), labels)  # type: ignore[arg-type]
     check_crops(codec_config, trained_codec)
-    torch.manual_seed(loop.seed)
     options = {"classes": classes}
-    if network == "compact-latent":
-        options["channels"] = int(trained_codec.channels)  # type: ignore[arg-type]
-    segmenter = registry.create(network, **options)
-    check_fit(segmenter, trained_codec, network)
+    segmenter = make_segmenter(network, options, trained_codec, loop.seed)
     teaching = None if teacher is None else Teacher(teacher, classes)
     if config.hint_steps:
         if config.hint_steps > loop.steps:
@@ -200,14 +196,13 @@ def train_joint(
         # The first draws are the ones that `train_segmenter` makes: both trainings see the same views.
         rng = step_rng(loop.seed, step)
         x, target = views(images, labels, segmenter_config, rng)
-        if teaching is not None and step < config.hint_steps:
-            with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
-                with torch.no_grad():
-                    z = trained_codec.quantised(trained_codec.compress(x).float())  # type: ignore[operator]
-                hint = teaching.hint(x, segmenter.entry(z))  # type: ignore[operator]
-            return hint, {"hint": hint.item()}
+        hinting = step < config.hint_steps
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
-            z = trained_codec.quantised(trained_codec.compress(x).float())  # type: ignore[operator]
+            with torch.set_grad_enabled(not hinting):
+                z = trained_codec.quantised(trained_codec.compress(x).float())  # type: ignore[operator]
+            if teaching is not None and hinting:
+                hint = teaching.hint(x, segmenter.entry(z))  # type: ignore[operator]
+                return hint, {"hint": hint.item()}
             share = min(1.0, (step - config.hint_steps) / config.ramp) if config.ramp else 1.0
             out = segmenter(share * z + (1.0 - share) * z.detach())
             taught = torch.zeros(()) if teaching is None else teaching.divergence(x, _logits(out), target)

@@ -95,6 +95,20 @@ def check_fit(segmenter: nn.Module, codec: nn.Module, name: str) -> None:
         raise ArtifactError(f"'{name}' does not take latents of {codec.channels} channels") from None
 
 
+def make_segmenter(network: str, options: dict[str, Any], codec: nn.Module | None, seed: int) -> nn.Module:
+    """A new segmenter of the registry, seeded; for latents (codec) with the codec's channels, and checked to take them.
+
+    options: gains the channels where the network has a choice.
+    """
+    if codec is not None and network == "compact-latent":
+        options.setdefault("channels", int(codec.channels))  # type: ignore[arg-type]
+    torch.manual_seed(seed)
+    module = registry.create(network, **options)
+    if codec is not None:
+        check_fit(module, codec, network)
+    return module
+
+
 class SegmentationLoss:
     """Weighted cross-entropy at full resolution; with an auxiliary head, that one's loss times `aux_weight` on top."""
 
@@ -172,14 +186,9 @@ def train_segmenter(
     if codec is not None:
         weights = checkpoint.load_weights(codec, kinds=("codec",))
         frozen, codec_id = weights.build(), weights.content_id
-        if network == "compact-latent":
-            options.setdefault("channels", frozen.channels)
     stride = 8 if frozen is None else int(frozen.stride)  # type: ignore[arg-type]
     check_data(config.size, stride, labels)
-    torch.manual_seed(loop.seed)
-    module = registry.create(network, **options)
-    if frozen is not None:
-        check_fit(module, frozen, network)
+    module = make_segmenter(network, options, frozen, loop.seed)
     started = None if init is None else checkpoint.load_weights(init, kinds=(kind,))
     if started is not None:
         checkpoint.fill(module, started.tensors, str(init), network)
