@@ -45,10 +45,13 @@ def dequantize(
 
 def value_table(bits: int, lo: NDArray[np.float32], hi: NDArray[np.float32]) -> NDArray[np.float32]:
     """Every symbol's value: (len(lo), 2^bits) float32."""
-    levels = (1 << bits) - 1
-    step = (hi - lo) / np.float32(levels)
-    symbols = np.arange(levels + 1, dtype=np.float32)
-    return symbols * step[:, None] + lo[:, None]
+    symbols = np.arange(1 << bits, dtype=np.float32)
+    return symbols * steps(bits, lo, hi)[:, None] + lo[:, None]
+
+
+def steps(bits: int, lo: NDArray[np.float32], hi: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What one level is worth in each range: float32 of lo's shape."""
+    return (hi - lo) / np.float32((1 << bits) - 1)
 
 
 def check_symbols(q: NDArray[np.uint8], bits: int) -> None:

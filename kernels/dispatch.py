@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Literal
 
+from ..bitstream.header import SCALING_MODES, StreamHeader
 from ..errors import BackendMissingError, UsageError
 
 Implementation = Literal["auto", "native", "numpy"]
@@ -37,3 +38,8 @@ def choose(implementation: Implementation) -> ModuleType | None:
             hint="install with a C++ compiler at hand, or ask for implementation 'numpy'",
         )
     return None if implementation == "numpy" else _native
+
+
+def native_scaling(header: StreamHeader) -> tuple[int, float, float]:
+    """A stream's scaling as the native decoders take it: the mode's number, and lo and hi of a fixed range."""
+    return SCALING_MODES.index(header.scaling.mode), header.scaling.lo, header.scaling.hi

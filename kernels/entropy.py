@@ -12,12 +12,12 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bitstream.header import SCALING_MODES, StreamHeader
+from ..bitstream.header import StreamHeader
 from ..bitstream.payload import pack_scales, scale_count, unpack_scales
 from ..errors import ArtifactError, InputError, UsageError
 from . import context_reference, entropy_reference
 from .dequantize import check_symbols, float_buffer
-from .dispatch import Implementation, choose
+from .dispatch import Implementation, choose, native_scaling
 from .quantize import Range, as_ranges, not_finite, quantize
 
 
@@ -129,7 +129,7 @@ def _run_native(
     out: NDArray[np.uint8] | NDArray[np.float32],
     threads: int,
 ) -> None:
-    scaling = SCALING_MODES.index(header.scaling.mode), header.scaling.lo, header.scaling.hi
+    scaling = native_scaling(header)
     try:
         if header.coder == "context":
             decode = getattr(native, f"context_{function}")

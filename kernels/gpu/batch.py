@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from ...bitstream import context_model as model
 from ...bitstream.context_payload import CONSTANT, plan_tiles, unpack_context
-from ...bitstream.header import SCALING_MODES, StreamHeader
+from ...bitstream.header import StreamHeader
 from ...errors import ArtifactError, InputError
-from ..dispatch import Implementation, choose
+from ..dequantize import steps
+from ..dispatch import Implementation, choose, native_scaling
 from .shapes import SOUND
 
 ALIGNMENT = 16
@@ -104,10 +105,9 @@ def plan_batch(payloads: Sequence[bytes], header: StreamHeader, implementation: 
             if native is None:
                 _plan_frame(payload, header, at, *rows)
             else:
-                scaling = SCALING_MODES.index(header.scaling.mode), header.scaling.lo, header.scaling.hi
                 flat = (row.reshape(-1) for row in rows)
-                shape = *header.latent_shape, header.bits
-                native.context_lanes(bytes(payload), *shape, *scaling, *header.tile, at, *flat)
+                stream = *header.latent_shape, header.bits, *native_scaling(header), *header.tile
+                native.context_lanes(bytes(payload), *stream, at, *flat)
         except (ValueError, InputError) as error:
             raise InputError(f"frame {index} of the batch: {error}") from None
         data[bits + at : bits + at + len(payload)] = np.frombuffer(payload, np.uint8)
@@ -126,7 +126,7 @@ def _plan_frame(
     """The NumPy reference of the native `context_lanes`: one frame's rows, for a payload that stands at byte `at`."""
     parts = unpack_context(payload, header, plan_tiles(header))
     ranges[:, 0] = parts.lo
-    ranges[:, 1] = (parts.hi - parts.lo) / np.float32((1 << header.bits) - 1)
+    ranges[:, 1] = steps(header.bits, parts.lo, parts.hi)
     found = parts.channels
     channels[:] = found.mode + 4 * found.f + (found.g << 8) + (found.centre << 16)
     sizes = np.where((found.mode == CONSTANT)[:, None], 0, parts.sizes)

@@ -200,8 +200,7 @@ class GpuDecoder:
 
     def launch(self, batch: Batch, stream: int = 0) -> None:
         """Start the kernel on a batch whose bytes `start` has brought to the device: all of `start` but the copy."""
-        programs = -(-batch.lane_count // shapes.LANES)
-        history = self._room("history", 8 * programs * shapes.columns(self.header.tile) * shapes.LANES)
+        history = self._room("history", 4 * shapes.history_words(batch.lane_count, self.header.tile))
         data = self._room("data", batch.data.nbytes)
         self.gpu.fill(self._damaged, shapes.SOUND, batch.frames, stream)
         channels, height, width = self.header.latent_shape
@@ -212,7 +211,7 @@ class GpuDecoder:
             "frames": batch.frames, "channel_count": channels, "height": height, "width": width,
             "ranges_a_frame": batch.ranges_a_frame,
         }  # fmt: skip
-        self.gpu.launch(self._function, self._image, (programs, 1), values, stream)
+        self.gpu.launch(self._function, self._image, (shapes.programs(batch.lane_count), 1), values, stream)
 
     def finish(self, batch: Batch, stream: int = 0) -> None:
         """Wait for a started batch. Raises InputError if one of its lanes was damaged."""

@@ -11,6 +11,18 @@ TURNS = 8  # and how often minmax does
 WARPS = 4  # of those three
 SOUND = 2**31 - 1  # what `damaged` holds for a frame without damage
 PARTS = 64  # at most so many parts a row of the compiled quantize: rows of 2^19 values
+# Rounding each operation on its own is what makes the GPU's floats equal the CPU's.
+EXACT = {"enable_fp_fusion": False}
+
+
+def programs(lane_count: int, lanes: int = LANES) -> int:
+    """Programs of context_decode for so many lanes."""
+    return -(-lane_count // lanes)
+
+
+def history_words(lane_count: int, tile: tuple[int, int], lanes: int = LANES) -> int:
+    """32-bit words of its history buffer."""
+    return programs(lane_count, lanes) * 2 * columns(tile) * lanes
 
 
 def columns(tile: tuple[int, int]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 from ...errors import UsageError, VerificationError, missing_extra
 from ..gpu import shapes
 from ..gpu.images import KernelImage, KernelSet
+from . import interpreted
 
 ARCHS = (80, 86, 89, 90, 120)
 # What Triton's LLVM knows; another number ends the process inside it.
@@ -39,7 +39,7 @@ def compile_kernels(
         import triton
     except ImportError:
         raise missing_extra("triton", "triton") from None
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    if interpreted():
         raise UsageError("TRITON_INTERPRET is set: kernels are then interpreted, not compiled", hint="unset it")
     wrong = [arch for arch in archs if arch not in KNOWN_ARCHS]
     if wrong or not archs:
@@ -84,8 +84,7 @@ def _compile(kernel: Any, variant: str, constants: dict[str, Any], warps: int, a
             signature[name] = "i32"
             arguments.append((name, "int32"))
     source = ASTSource(kernel, signature, constants, aligned)
-    # Rounding each operation on its own is what makes the GPU's floats equal the CPU's.
-    options = {"num_warps": warps, "enable_fp_fusion": False, "maxnreg": MAX_REGISTERS}
+    options = {"num_warps": warps, "maxnreg": MAX_REGISTERS, **shapes.EXACT}
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True  # it is half of a cubin, and names this machine's paths
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

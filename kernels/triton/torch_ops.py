@@ -7,7 +7,6 @@ serving engine has neither torch nor the Triton compiler: it launches compiled k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,9 +20,6 @@ from ..gpu import shapes
 from ..gpu.batch import Batch, check_damage, plan_batch, table_map_words
 from . import scaling
 from .context_decode import context_decode
-
-# Rounding each operation on its own is what makes the GPU's floats equal the CPU's.
-_EXACT = {"enable_fp_fusion": False}
 
 
 def quantize(x: Tensor, bits: int, lo: Tensor | None = None, hi: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -42,7 +38,7 @@ def quantize(x: Tensor, bits: int, lo: Tensor | None = None, hi: Tensor | None =
     if lo is None or hi is None:
         parts = -(-size // (shapes.BLOCK * shapes.TURNS))
         partial = torch.empty((rows, parts, 2), dtype=torch.float32, device=x.device)
-        scaling.minmax[(rows, parts)](x, partial, size, parts, BLOCK=shapes.BLOCK, TURNS=shapes.TURNS, **_EXACT)
+        scaling.minmax[(rows, parts)](x, partial, size, parts, BLOCK=shapes.BLOCK, TURNS=shapes.TURNS, **shapes.EXACT)
     else:
         parts = 1
         if lo.shape != hi.shape or lo.shape not in ((1,), (rows,)):
@@ -53,7 +49,7 @@ def quantize(x: Tensor, bits: int, lo: Tensor | None = None, hi: Tensor | None =
     bad = torch.zeros(rows, dtype=torch.int32, device=x.device)
     scaling.quantize[(rows, triton.cdiv(size, shapes.BLOCK))](
         x, partial, q, ranges, bad, size, parts, len(partial),
-        BITS=bits, BLOCK=shapes.BLOCK, PARTS=triton.next_power_of_2(parts), **_EXACT,
+        BITS=bits, BLOCK=shapes.BLOCK, PARTS=triton.next_power_of_2(parts), **shapes.EXACT,
     )  # fmt: skip
     if bad.any():
         raise InputError(f"row {int(bad.argmax())} of the latent holds values that are not finite")
@@ -71,22 +67,9 @@ def dequantize(
     if out is None:
         out = torch.empty((rows, size), dtype=dtype, device=q.device)
     scaling.dequantize[(rows, triton.cdiv(size, shapes.BLOCK))](
-        q, ranges, out, size, len(ranges), BITS=bits, BLOCK=shapes.BLOCK, **_EXACT
+        q, ranges, out, size, len(ranges), BITS=bits, BLOCK=shapes.BLOCK, **shapes.EXACT
     )
     return out
-
-
-@dataclass
-class DeviceTables:
-    """The constant tables of coder 2 on a device: `context_model.decoding_tables` and `table_map`."""
-
-    decoding: Tensor
-    numbers: Tensor
-
-    @classmethod
-    def on(cls, device: torch.device | str) -> DeviceTables:
-        decoding = model.decoding_tables().view(np.int32).reshape(-1)
-        return cls(torch.from_numpy(decoding.copy()).to(device), torch.from_numpy(table_map_words()).to(device))
 
 
 class Decoder:
@@ -100,16 +83,13 @@ class Decoder:
 
     def __init__(self, header: StreamHeader, device: torch.device | str, lanes: int = shapes.LANES) -> None:
         self.header, self.device, self.lanes = header, torch.device(device), lanes
-        self.tables = DeviceTables.on(device)
+        tables = model.decoding_tables().view(np.int32).reshape(-1).copy()
+        self._tables, self._numbers = (torch.from_numpy(table).to(device) for table in (tables, table_map_words()))
         self._history = torch.empty(0, dtype=torch.int32, device=device)
-
-    def plan(self, payloads: Sequence[bytes]) -> Batch:
-        """The host's side of a batch: see `plan_batch`."""
-        return plan_batch(payloads, self.header)
 
     def upload(self, payloads: Sequence[bytes]) -> tuple[Batch, Tensor]:
         """Plan a batch on the host and bring it to the device: the plan, and its bytes (uint8) there."""
-        batch = self.plan(payloads)
+        batch = plan_batch(payloads, self.header)
         return batch, torch.from_numpy(batch.data).to(self.device)
 
     def decode(self, payloads: Sequence[bytes], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -125,20 +105,20 @@ class Decoder:
     def launch(self, batch: Batch, data: Tensor, out: Tensor) -> Tensor:
         """Start the kernel, which fills `out`. Returns the damage to come: int32 (frames,), for `check_damage`."""
         channels, height, width = self.header.latent_shape
-        grid = triton.cdiv(batch.lane_count, self.lanes)
         columns = shapes.columns(self.header.tile)
-        if self._history.numel() < grid * 2 * columns * self.lanes:
-            self._history = torch.empty(grid * 2 * columns * self.lanes, dtype=torch.int32, device=self.device)
+        history = shapes.history_words(batch.lane_count, self.header.tile, self.lanes)
+        if self._history.numel() < history:
+            self._history = torch.empty(history, dtype=torch.int32, device=self.device)
         damaged = torch.full((batch.frames,), shapes.SOUND, dtype=torch.int32, device=self.device)
-        context_decode[(grid,)](
+        context_decode[(shapes.programs(batch.lane_count, self.lanes),)](
             data[batch.payloads :].view(torch.int32), batch.word_count,
             data[batch.lanes : batch.payloads].view(torch.int32),
             data[batch.channels : batch.lanes].view(torch.int32),
             data[batch.ranges : batch.channels].view(torch.float32),
-            self.tables.decoding, self.tables.numbers, self._history, damaged, out,
+            self._tables, self._numbers, self._history, damaged, out,
             batch.frames, channels, height, width, batch.ranges_a_frame,
             TILE_ROWS=self.header.tile[0], TILE_COLUMNS=self.header.tile[1], COLUMNS=columns,
             CHUNK=shapes.chunk(columns), BITS=self.header.bits, LANES=self.lanes, FLOATS=out.dtype != torch.uint8,
-            num_warps=self.lanes // 32, **_EXACT,
+            num_warps=self.lanes // 32, **shapes.EXACT,
         )  # fmt: skip
         return damaged
