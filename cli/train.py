@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--teacher", type=Path, metavar="RUN", help="an RGB segmenter whose probabilities to learn as well"
     )
     joint.add_argument(
+        "--init", type=Path, metavar="RUN", help="start with the segmenter of this joint run instead of a fresh one"
+    )
+    joint.add_argument(
         "--hint-steps", type=int, default=0, metavar="N",
         help="start with the teacher's trunk, and for the first N of the steps let the entry alone learn its features",
     )  # fmt: skip
@@ -165,6 +168,6 @@ def _joint(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     images, labels = read_pairs(pairs, classes)
     return train_joint(
         args.network, images, labels, len(classes.names), args.out, segmenter_config, codec_config, config, loop,
-        codec=args.codec, teacher=args.teacher, resume=args.resume, progress=not args.quiet,
+        codec=args.codec, teacher=args.teacher, init=args.init, resume=args.resume, progress=not args.quiet,
         data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
     )  # fmt: skip

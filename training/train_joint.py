@@ -142,6 +142,7 @@ def train_joint(
     *,
     codec: Path,
     teacher: Path | None = None,
+    init: Path | None = None,
     resume: bool = False,
     progress: bool = True,
     data_note: str = "",
@@ -149,8 +150,9 @@ def train_joint(
     """Train a latent segmenter and, from the weights `codec`, its codec; return the paths of both results.
 
     images: RGB uint8 (H, W, 3); labels: uint8 (H, W), `IGNORE` where there is no class. teacher: weights of an RGB
-    segmenter of the same classes, if one is to teach. The results are `folder/codec/model.safetensors` and
-    `folder/segmenter/model.safetensors`.
+    segmenter of the same classes, if one is to teach. init: weights of the segmenter to start from, of the same
+    network, as an earlier joint training left them; not with hints, which bring a start of their own. The results are
+    `folder/codec/model.safetensors` and `folder/segmenter/model.safetensors`.
     """
     if registry.entry(network).kind != "latent_segmenter":
         raise UsageError(
@@ -171,7 +173,15 @@ def train_joint(
     options = {"classes": classes}
     segmenter = make_segmenter(network, options, trained_codec, loop.seed)
     teaching = None if teacher is None else Teacher(teacher, classes)
+    started = None if init is None else checkpoint.load_weights(init, kinds=("latent_segmenter",))
+    if started is not None:
+        checkpoint.fill(segmenter, started.tensors, str(init), network)
     if config.hint_steps:
+        if started is not None:
+            raise UsageError(
+                "hints start a segmenter with its teacher's trunk, found one that has learned already",
+                hint="give --init or --hint-steps, not both",
+            )
         if config.hint_steps > loop.steps:
             raise UsageError(f"{config.hint_steps} steps of hints, expected at most the run's {loop.steps}")
         if teaching is None:
@@ -184,6 +194,7 @@ def train_joint(
     settings = {
         "segmenter": dict(vars(segmenter_config)), "crops": dict(vars(codec_config)), "joint": dict(vars(config)),
         "data": data_note, "init": weights.content_id, "teacher": "" if teaching is None else teaching.content_id,
+        "segmenter_init": "" if started is None else started.content_id,
     }  # fmt: skip
     run = Run(
         folder, network, options, pair, loop, settings, resume=resume,

@@ -116,6 +116,27 @@ def test_joint_run_and_resume_are_the_same(tmp_path: Path, codec: Path, teacher:
     assert not changed(resumed[1], whole[1])
 
 
+def test_a_run_goes_on_from_another(tmp_path: Path, codec: Path, teacher: Path) -> None:
+    first = joint(tmp_path / "first", codec, 2, teacher=teacher)
+    # At a rate of almost 0 nothing is learned: what comes out is what it started with.
+    still = {"loop": loop(1, lr=1e-12, warmup=0), "teacher": teacher}
+    _, kept = joint(tmp_path / "kept", first[0], 1, JointConfig(codec_lr_share=0.0), init=first[1], **still)
+    _, fresh = joint(tmp_path / "fresh", first[0], 1, JointConfig(codec_lr_share=0.0), **still)
+    before, after, other = weights(first[1]), weights(kept), weights(fresh)
+    trained = [name for name, _ in checkpoint.load_weights(kept).build().named_parameters()]
+    for name in trained:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9)
+    assert any(not torch.equal(other[name], before[name]) for name in trained)
+    settings = checkpoint.load_weights(kept).facts["settings"]
+    assert settings["segmenter_init"] == checkpoint.load_weights(first[1]).content_id
+    with pytest.raises(UsageError, match="one that has learned already"):
+        joint(tmp_path / "both", codec, 2, JointConfig(hint_steps=1), teacher=teacher, init=first[1])
+    with pytest.raises(ArtifactError, match="holds a rgb_segmenter"):
+        joint(tmp_path / "rgb", codec, 1, init=teacher)
+    assert not (tmp_path / "both").exists()
+    assert not (tmp_path / "rgb").exists()
+
+
 def test_a_run_is_not_resumed_as_another(tmp_path: Path, codec: Path, teacher: Path) -> None:
     joint(tmp_path / "run", codec, 2, teacher=teacher)
     with pytest.raises(UsageError, match="already holds a run"):
