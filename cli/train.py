@@ -3,10 +3,12 @@
     latentseg train codec --frames FOLDER --target-bpp 0.4 --steps 6000 --out runs/codec
     latentseg train segmenter --network compact-latent --codec runs/codec --data CAMVID --steps 3000 --out runs/latent
     latentseg train joint --codec runs/codec --target-bpp 0.4 --data CAMVID --steps 3000 --out runs/joint
+    latentseg train average runs/joint runs/joint-2 --out runs/mean
 
 `joint` goes on with a trained codec while a segmenter of its latents learns, so that bits go where classes need them;
 its results are RUN/codec and RUN/segmenter. A run's folder holds `log.jsonl` (a line an interval), `state.safetensors`
 (for --resume after a kill) and, at the end, `model.safetensors` (averaged weights), which `eval` and `export` take.
+`average` takes the mean of finished runs' weights, which helps where one went on from the other.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ HELP = "train a codec, a segmenter, or both together"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter|joint")
+    sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter|joint|average")
     codec = sub.add_parser("codec", help="a codec, on any folder of images or videos", allow_abbrev=False)
     codec.add_argument("--network", default="compact-codec", help="registry name (default: %(default)s)")
     codec.add_argument("--frames", required=True, metavar="PATH", help="folder of images or videos, or a video file")
@@ -77,6 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_labelled(joint)
     _add_loop(joint, lr=1e-3, weight_decay=0.02)
 
+    average = sub.add_parser("average", help="the mean of finished runs' weights", allow_abbrev=False)
+    average.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs of one network, or joint runs")
+    average.add_argument("--out", required=True, type=Path, metavar="RUN", help="the folder of the result")
+
 
 def _add_labelled(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
@@ -113,15 +119,24 @@ def run(args: argparse.Namespace) -> int:
         import torch  # noqa: F401
     except ImportError:
         raise missing_extra("torch", "train") from None
+    if args.what == "average":
+        from ..training.average import average_runs
+
+        paths = average_runs(args.runs, args.out)
+    else:
+        paths = _train(args)
+    _common.note(args, f"wrote {' and '.join(str(path) for path in paths)}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> tuple[Path, ...]:
     from ..training.loop import LoopConfig
 
     loop = LoopConfig(
         steps=args.steps, seed=args.seed, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
         interval=args.interval, bf16=not args.fp32, threads=args.threads,
     )  # fmt: skip
-    paths = {"codec": _codec, "segmenter": _segmenter, "joint": _joint}[args.what](args, loop)
-    _common.note(args, f"wrote {' and '.join(str(path) for path in paths)}")
-    return 0
+    return {"codec": _codec, "segmenter": _segmenter, "joint": _joint}[args.what](args, loop)
 
 
 def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:

@@ -1,0 +1,90 @@
+"""The mean of several runs' weights: one network at one network's cost (Wortsman et al., "Model soups", ICML 2022).
+
+It helps where the runs lie in one valley of the loss: where each went on from another, or from the same start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ArtifactError, OutputError, UsageError
+from . import checkpoint
+from .checkpoint import Weights
+
+_FILE = "model.safetensors"
+_JOINT = ("codec", "segmenter")
+
+
+def average_runs(runs: Sequence[Path], out: Path) -> tuple[Path, ...]:
+    """Average finished runs of one network, or joint runs (both their parts), into the folder `out`.
+
+    Returns the paths of what was written: `out/model.safetensors`, or `out/codec/...` and `out/segmenter/...`.
+
+    Raises
+    ------
+    UsageError: fewer than two runs, or `out` holds one already. InputError: a run is not there, or not finished.
+    ArtifactError: the runs are of different networks, or a segmenter of latents learned on another codec than the rest.
+    """
+    if len(runs) < 2:
+        raise UsageError(f"an average of {len(runs)} run(s), expected at least 2")
+    if any((out / part / _FILE).exists() for part in ("", *_JOINT)):
+        raise UsageError(f"{out} already holds a run", hint="choose another --out")
+    if all((run / "segmenter" / _FILE).is_file() for run in runs):
+        codecs = [checkpoint.load_weights(run / "codec", kinds=("codec",)) for run in runs]
+        segmenters = [checkpoint.load_weights(run / "segmenter", kinds=("latent_segmenter",)) for run in runs]
+        for run, codec, segmenter in zip(runs, codecs, segmenters, strict=True):
+            if segmenter.facts["settings"].get("codec") != codec.content_id:
+                raise ArtifactError(f"the segmenter in {run} did not learn on the codec beside it")
+        codec = _mean(codecs, runs)
+        segmenter = _mean(segmenters, runs)
+        segmenter.facts["settings"]["codec"] = codec.content_id
+        return _write(out / "codec", codec), _write(out / "segmenter", segmenter)
+    whole = [checkpoint.load_weights(run) for run in runs]
+    mean = _mean(whole, runs)
+    trained_on = {weights.facts["settings"].get("codec", "") for weights in whole}
+    if len(trained_on) > 1:
+        raise ArtifactError(
+            "the runs' segmenters learned on the latents of different codecs",
+            hint="average joint runs as a whole: give their folders, which hold codec/ and segmenter/",
+        )
+    mean.facts["settings"]["codec"] = trained_on.pop()
+    return (_write(out, mean),)
+
+
+def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
+    first = found[0]
+    for run, weights in zip(runs[1:], found[1:], strict=True):
+        if (weights.network, weights.options) != (first.network, first.options):
+            raise ArtifactError(
+                f"{run} holds '{weights.network}' {weights.options}, expected '{first.network}' {first.options} as in "
+                f"{runs[0]}",
+                hint="average runs of one network",
+            )
+    tensors = {}
+    for name, value in first.tensors.items():
+        stack = [weights.tensors[name] for weights in found]
+        if value.dtype.is_floating_point:
+            tensors[name] = torch.stack([tensor.double() for tensor in stack]).mean(0).to(value.dtype)
+        else:
+            tensors[name] = value
+    facts: dict[str, Any] = {"settings": {"average_of": [weights.content_id for weights in found]}}
+    # What a training that goes on from here begins with.
+    scalars = [weights.facts["log_lambda"] for weights in found if "log_lambda" in weights.facts]
+    if len(scalars) == len(found):
+        facts["log_lambda"] = math.fsum(scalars) / len(scalars)
+    return Weights(first.network, first.options, tensors, facts)
+
+
+def _write(folder: Path, weights: Weights) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder}: {error.strerror or error}") from error
+    path = folder / _FILE
+    checkpoint.save_weights(path, weights.network, weights.options, weights.tensors, weights.facts)
+    return path
