@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="OUT.lseg", help="the stream, or '-' for stdout")
     _common.add_bundle(parser)
     _common.add_limit(parser)
-    _common.add_kind(parser, ("video", "images"))
-    _common.add_backend(parser)
+    _common.add_kind(parser, ("video", "images", "dali", "dali-gpu"))
+    _common.add_backend(parser, precision=False)
     _common.add_overwrite(parser)
     _common.add_json(parser)
 
@@ -43,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "-":
         _common.binary_stdout()  # refuses a terminal before any work is done
     _common.check_output(args.output, args.overwrite)
-    with Engine(args.bundle, args.backend, args.threads) as engine, _common.progress(args) as update:
+    with (
+        Engine(args.bundle, args.backend, args.threads, provider=args.provider) as engine,
+        _common.progress(args) as update,
+    ):
         summary = engine.encode(
             args.source,
             args.output,

@@ -14,7 +14,9 @@ from .video import VideoSource
 
 __all__ = ["KINDS", "FrameSource", "Source", "SourceFrame", "StreamSource", "open_frames", "open_source"]
 
-KINDS = ("video", "images", "lseg")
+# Kinds that DALI decodes, and on which device: the CPU, or the first GPU.
+_DALI: dict[str, int | None] = {"dali": None, "dali-gpu": 0}
+KINDS = ("video", "images", "lseg", *_DALI)
 _MJPEG_SUFFIXES = frozenset({".mjpeg", ".mjpg"})  # a film that begins as a single JPEG does
 
 
@@ -23,19 +25,20 @@ def open_source(spec: str | os.PathLike[str], kind: str | None = None) -> FrameS
 
     spec: path of a video, an image, a folder of images or an .lseg stream; "-" for an .lseg stream on stdin (or
     video, with kind="video"); a URL that FFmpeg can read; "camera:0" or a /dev/video path.
-    kind: "video", "images" or "lseg" where the guess is wrong; None to guess.
+    kind: "video", "images" or "lseg" where the guess is wrong; None to guess; "dali" or "dali-gpu" to decode a video
+        file or JPEGs with NVIDIA DALI, on the CPU or the first GPU.
 
     Raises
     ------
     InputError: missing, unreadable, empty, not what it says, images of several sizes, a video without frames.
-    UsageError: unknown kind. BackendMissingError: PyAV or Pillow is needed and not installed.
+    UsageError: unknown kind. BackendMissingError: PyAV, Pillow or DALI is needed and not installed, or there is no GPU.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError(f"unknown kind of source '{kind}'", hint=f"known: {', '.join(KINDS)}")
     text = os.fspath(spec)
     if text == "-":
-        if kind == "images":
-            raise UsageError("images cannot be read from stdin", hint="give a file or a folder")
+        if kind == "images" or kind in _DALI:
+            raise UsageError(f"{kind} cannot be read from stdin", hint="give a file or a folder")
         return VideoSource(open_stdin(), "stdin") if kind == "video" else StreamSource.stdin()
     if "://" in text or text.startswith("camera:"):
         if kind not in {None, "video"}:
@@ -64,6 +67,10 @@ def open_frames(spec: str | os.PathLike[str], kind: str | None = None) -> FrameS
 def _open_path(path: Path, kind: str | None) -> FrameSource | StreamSource:
     if not path.exists():
         raise InputError(f"no such file or folder: {path}", hint="check the path")
+    if kind in _DALI:
+        from .dali import open_dali
+
+        return open_dali(path, _DALI[kind])
     if path.is_dir():
         if kind in {"video", "lseg"}:
             raise InputError(f"{path} is a folder, expected a file of kind '{kind}'")
