@@ -6,13 +6,17 @@
     payloads   the frames' bytes
 
 Each part starts at a multiple of 16 bytes, so that one copy to the device brings all of it, aligned. Lanes run by tile
-and then channel: neighbours in that order have tiles of one shape, and so the same number of steps.
+and then channel: neighbours in that order have tiles of one shape, and so the same number of steps. Where the parts
+start follows from the number of frames alone; how long the last one is, the payloads say.
+
+A frame that cannot be planned may keep its place as a blank one: rows of zeros, which the kernel decodes to one value a
+frame, out of no bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 from ...bitstream import context_model as model
 from ...bitstream.context_payload import CONSTANT, plan_tiles, unpack_context
 from ...bitstream.header import StreamHeader
+from ...bitstream.payload import scale_count
 from ...errors import ArtifactError, InputError
 from ..dequantize import steps
 from ..dispatch import Implementation, choose, native_scaling
@@ -31,10 +36,9 @@ _MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A planned batch. data: uint8, all parts; the others say where in it each part starts, in bytes."""
+class Layout:
+    """Where a batch's parts start, in bytes, and how many lanes and ranges a frame has."""
 
-    data: NDArray[np.uint8]
     frames: int
     lanes_a_frame: int
     ranges_a_frame: int
@@ -46,6 +50,13 @@ class Batch:
     @property
     def lane_count(self) -> int:
         return self.frames * self.lanes_a_frame
+
+
+@dataclass(frozen=True)
+class Batch(Layout):
+    """A planned batch. data: uint8, all parts."""
+
+    data: NDArray[np.uint8]
 
     @property
     def word_count(self) -> int:
@@ -66,42 +77,81 @@ def check_gpu_stream(header: StreamHeader) -> None:
         )
 
 
-def plan_batch(payloads: Sequence[bytes], header: StreamHeader, implementation: Implementation = "auto") -> Batch:
-    """Take payloads of one stream apart and lay them out for the device.
+def batch_layout(header: StreamHeader, frames: int) -> Layout:
+    """Where the parts of a batch of this stream's frames start.
 
-    Raises InputError for a damaged payload (naming its place in the batch), ArtifactError for another coder's stream or
-    a batch whose output or payloads are too large for the kernel.
+    Raises ArtifactError for a batch whose output is too large for the kernel, or of no frames.
     """
-    check_gpu_stream(header)
     channels = header.latent_shape[0]
     lanes_a_frame = len(plan_tiles(header).top) * channels
     ranges_a_frame = channels if header.scaling.mode == "channel" else 1
-    frames = len(payloads)
-    ranges = 0
-    what = _aligned(ranges + 8 * frames * ranges_a_frame)
-    lanes = _aligned(what + 4 * frames * channels)
-    bits = _aligned(lanes + 8 * frames * lanes_a_frame)
-    size = sum(len(payload) for payload in payloads)
-    symbols = frames * int(np.prod(header.latent_shape))
-    if frames == 0 or symbols > _MOST or 8 * size > _MOST or 2 * frames * lanes_a_frame > _MOST:
+    symbols = frames * header.symbols
+    if frames < 1 or symbols > _MOST or 2 * frames * lanes_a_frame > _MOST:
         raise ArtifactError(
-            f"a batch of {frames} frames, {symbols} symbols and {size} bytes, expected at least one frame, at most "
-            f"{_MOST} symbols and {_MOST // 8} bytes",
-            hint="make the batch smaller" if frames else "",
+            f"a batch of {frames} frames, {symbols} symbols, expected at least one frame and at most {_MOST} symbols",
+            hint="make the batch smaller" if frames > 0 else "",
         )
-    # Behind the last payload's bytes up to a whole word there are zeros.
-    data = np.zeros(bits + _aligned(size), np.uint8)
-    view = Batch(data, frames, lanes_a_frame, ranges_a_frame, ranges, what, lanes, bits)
-    tables = (
-        data[ranges : 8 * frames * ranges_a_frame].view(np.float32).reshape(frames, ranges_a_frame, 2),
-        data[what : what + 4 * frames * channels].view(np.int32).reshape(frames, channels),
-        data[lanes : lanes + 8 * frames * lanes_a_frame].view(np.int32).reshape(frames, -1, channels, 2),
-    )
+    what = _aligned(8 * frames * ranges_a_frame)
+    lanes = _aligned(what + 4 * frames * channels)
+    payloads = _aligned(lanes + 8 * frames * lanes_a_frame)
+    return Layout(frames, lanes_a_frame, ranges_a_frame, 0, what, lanes, payloads)
+
+
+def payload_limit(header: StreamHeader) -> int:
+    """The most bytes that a frame's payload of coder "context" can have: ranges, channels, and each lane at its longest
+    with its length."""
+    plan = plan_tiles(header)
+    lanes = (plan.rows * plan.columns * (model.STATE_BITS + 8) + model.STATE_BITS + 7) // 8 + 4
+    return 8 * scale_count(header) + header.latent_shape[0] * (3 + int(lanes.sum()))
+
+
+def batch_room(header: StreamHeader, frames: int) -> int:
+    """Bytes that any batch of so many frames of this stream fits into."""
+    return batch_layout(header, frames).payloads + _aligned(frames * payload_limit(header))
+
+
+def plan_batch(
+    payloads: Sequence[bytes],
+    header: StreamHeader,
+    implementation: Implementation = "auto",
+    into: NDArray[np.uint8] | None = None,
+    refused: dict[int, InputError] | None = None,
+) -> Batch:
+    """Take payloads of one stream apart and lay them out for the device.
+
+    into: uint8 to lay them out in, contiguous and aligned to 4 bytes, such as pinned memory; None makes a new array.
+    refused: takes the error of each damaged payload, by its place in the batch, which becomes a blank frame.
+
+    Raises InputError for a damaged payload (naming its place in the batch) where `refused` is None; ArtifactError for
+    another coder's stream, a batch whose output or payloads are too large for the kernel, or more than `into` holds.
+    """
+    check_gpu_stream(header)
+    layout = batch_layout(header, len(payloads))
+    limit = payload_limit(header)
+    errors = {} if refused is None else refused
+    for index, payload in enumerate(payloads):
+        if len(payload) > limit:
+            errors[index] = InputError(f"payload damaged: {len(payload)} bytes, expected at most {limit}")
+    size = sum(len(payload) for index, payload in enumerate(payloads) if index not in errors)
+    if 8 * size > _MOST:
+        raise ArtifactError(
+            f"a batch of {len(payloads)} frames with {size} bytes, expected at most {_MOST // 8}",
+            hint="make the batch smaller",
+        )
+    end = layout.payloads + _aligned(size)
+    if into is None:
+        into = np.zeros(end, np.uint8)
+    if end > len(into):
+        raise ArtifactError(f"a batch of {end} bytes, expected at most the {len(into)} that there is room for")
+    data = into[:end]
+    tables = _tables(layout, header.latent_shape[0], data)
     native = choose(implementation)
     at = 0
     for index, payload in enumerate(payloads):
         rows = [table[index] for table in tables]
         try:
+            if index in errors:
+                raise errors[index]
             if native is None:
                 _plan_frame(payload, header, at, *rows)
             else:
@@ -109,10 +159,35 @@ def plan_batch(payloads: Sequence[bytes], header: StreamHeader, implementation: 
                 stream = *header.latent_shape, header.bits, *native_scaling(header), *header.tile
                 native.context_lanes(bytes(payload), *stream, at, *flat)
         except (ValueError, InputError) as error:
-            raise InputError(f"frame {index} of the batch: {error}") from None
-        data[bits + at : bits + at + len(payload)] = np.frombuffer(payload, np.uint8)
+            if refused is None:
+                raise InputError(f"frame {index} of the batch: {error}") from None
+            errors[index] = InputError(str(error))
+            for row in rows:
+                row[...] = 0
+            continue
+        start = layout.payloads + at
+        data[start : start + len(payload)] = np.frombuffer(payload, np.uint8)
         at += len(payload)
-    return view
+    # Behind the last payload's bytes up to a whole word there are zeros.
+    end = layout.payloads + _aligned(at)
+    data[layout.payloads + at : end] = 0
+    return Batch(**asdict(layout), data=data[:end])
+
+
+def _tables(
+    layout: Layout, channels: int, data: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
+    """The parts before the payloads as views of `data`, each by frames."""
+
+    def part(start: int, size: int) -> NDArray[np.uint8]:
+        return data[start : start + size * layout.frames]
+
+    ranges, lanes = layout.ranges_a_frame, layout.lanes_a_frame
+    return (
+        part(layout.ranges, 8 * ranges).view(np.float32).reshape(layout.frames, ranges, 2),
+        part(layout.channels, 4 * channels).view(np.int32).reshape(layout.frames, channels),
+        part(layout.lanes, 8 * lanes).view(np.int32).reshape(layout.frames, -1, channels, 2),
+    )
 
 
 def _plan_frame(
@@ -134,14 +209,21 @@ def _plan_frame(
     lanes[:, :, 1] = sizes.T
 
 
+def damage_found(damaged: NDArray[np.int32]) -> dict[int, InputError]:
+    """The error of each frame that context_decode found damaged, by its place in the batch.
+
+    damaged: what the kernel wrote, (frames,).
+    """
+    return {
+        int(frame): InputError(f"payload damaged: lane {damaged[frame]} does not end where its length says")
+        for frame in np.flatnonzero(damaged != SOUND)
+    }
+
+
 def check_damage(damaged: NDArray[np.int32]) -> None:
     """Raise InputError if context_decode found damage: `damaged` is what it wrote, (frames,)."""
-    found = np.flatnonzero(damaged != SOUND)
-    if len(found):
-        frame = int(found[0])
-        raise InputError(
-            f"frame {frame} of the batch: payload damaged: lane {damaged[frame]} does not end where its length says"
-        )
+    for frame, error in damage_found(damaged).items():
+        raise InputError(f"frame {frame} of the batch: {error}")
 
 
 def table_map_words() -> NDArray[np.int64]:

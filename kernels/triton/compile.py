@@ -23,6 +23,7 @@ MAX_REGISTERS = 168  # twelve warps a multiprocessor: the decoder hides latency 
 _POINTERS = {
     "words": "*i32", "lanes": "*i32", "channels": "*i32", "ranges": "*fp32", "tables": "*i32", "table_map": "*i64",
     "history": "*i32", "damaged": "*i32", "x": "*fp32", "q": "*u8", "partial": "*fp32", "bad": "*i32",
+    "table_map_words": "*i32", "scratch": "*i32",
 }  # fmt: skip
 
 
@@ -35,6 +36,13 @@ def compile_kernels(
     Raises BackendMissingError without Triton, UsageError for an arch that it does not know or under TRITON_INTERPRET,
     VerificationError for a kernel that spills registers or takes more than `MAX_REGISTERS`.
     """
+    version = check_compiler(archs)
+    images = [_compile(*job, arch) for arch in dict.fromkeys(archs) for job in _jobs(bits, tile, floats)]
+    return KernelSet(bits, tile, version, tuple(images))
+
+
+def check_compiler(archs: Sequence[int]) -> str:
+    """Triton's version. Raises as `compile_kernels` does where it cannot compile for these capabilities."""
     try:
         import triton
     except ImportError:
@@ -45,8 +53,16 @@ def compile_kernels(
     if wrong or not archs:
         known = ", ".join(map(str, KNOWN_ARCHS))
         raise UsageError(f"compute capability {wrong[0] if wrong else 'none'}, expected some of {known}")
-    images = [_compile(*job, arch) for arch in dict.fromkeys(archs) for job in _jobs(bits, tile, floats)]
-    return KernelSet(bits, tile, triton.__version__, tuple(images))
+    return str(triton.__version__)
+
+
+def decode_constants(bits: int, tile: tuple[int, int]) -> dict[str, Any]:
+    """What the fused decode is specialised for, by the names of its constants."""
+    columns = shapes.columns(tile)
+    return {
+        "TILE_ROWS": tile[0], "TILE_COLUMNS": tile[1], "COLUMNS": columns, "CHUNK": shapes.chunk(columns),
+        "BITS": bits, "LANES": shapes.LANES, "FLOATS": True,
+    }  # fmt: skip
 
 
 def _jobs(bits: int, tile: tuple[int, int], floats: Sequence[str]) -> Iterator[tuple[Any, str, dict[str, Any], int]]:
@@ -54,11 +70,7 @@ def _jobs(bits: int, tile: tuple[int, int], floats: Sequence[str]) -> Iterator[t
     from . import scaling
     from .context_decode import context_decode
 
-    columns = shapes.columns(tile)
-    decode = {
-        "TILE_ROWS": tile[0], "TILE_COLUMNS": tile[1], "COLUMNS": columns, "CHUNK": shapes.chunk(columns),
-        "BITS": bits, "LANES": shapes.LANES, "FLOATS": True,
-    }  # fmt: skip
+    decode = decode_constants(bits, tile)
     for variant in floats:
         yield context_decode, variant, decode, shapes.LANES // 32
         yield scaling.dequantize, variant, {"BITS": bits, "BLOCK": shapes.BLOCK}, shapes.WARPS
@@ -67,7 +79,10 @@ def _jobs(bits: int, tile: tuple[int, int], floats: Sequence[str]) -> Iterator[t
     yield scaling.quantize, "float32", constants, shapes.WARPS
 
 
-def _compile(kernel: Any, variant: str, constants: dict[str, Any], warps: int, arch: int) -> KernelImage:
+def compile_kernel(
+    kernel: Any, variant: str, constants: dict[str, Any], warps: int, arch: int
+) -> tuple[Any, list[tuple[str, str]]]:
+    """One kernel for one capability: what Triton made, and our arguments: (name, "pointer" or "int32") in order."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -87,7 +102,11 @@ def _compile(kernel: Any, variant: str, constants: dict[str, Any], warps: int, a
     options = {"num_warps": warps, "maxnreg": MAX_REGISTERS, **shapes.EXACT}
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True  # it is half of a cubin, and names this machine's paths
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options), arguments
+
+
+def _compile(kernel: Any, variant: str, constants: dict[str, Any], warps: int, arch: int) -> KernelImage:
+    compiled, arguments = compile_kernel(kernel, variant, constants, warps, arch)
     name = kernel.__name__
     declared = re.search(rf"\.entry {name}\((.*?)\)", compiled.asm["ptx"], re.DOTALL)
     found = declared.group(1).count(".param") if declared else 0

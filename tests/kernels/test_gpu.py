@@ -1,4 +1,5 @@
-"""The Triton kernels as far as a machine without a GPU can show: interpreted against NumPy, compiled, and launched.
+"""The Triton kernels as far as a machine without a GPU can show: interpreted against NumPy, compiled, and kept in a
+folder; and the host's plan of a batch. Launching them: test_gpu_launch.py.
 
 The interpreter and the compiler exclude each other in one process, so each has one of its own.
 """
@@ -10,31 +11,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
+from _kernel_images import HEADER, payload
+from _kernel_images import image as stub
 
 from latentseg.bitstream import Scaling, StreamHeader
-from latentseg.errors import ArtifactError, BackendMissingError, InputError, UsageError
+from latentseg.errors import ArtifactError, InputError, UsageError
 from latentseg.kernels import entropy
 from latentseg.kernels.gpu import images, shapes
-from latentseg.kernels.gpu.batch import plan_batch, table_map_words
-from latentseg.kernels.gpu.images import KernelImage, KernelSet, load_kernels, save_kernels
-from latentseg.kernels.gpu.launch import Gpu, GpuDecoder
+from latentseg.kernels.gpu.batch import batch_layout, batch_room, payload_limit, plan_batch, table_map_words
+from latentseg.kernels.gpu.images import KernelSet, load_kernels, save_kernels
 
 HERE = Path(__file__).resolve().parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="wants Triton: Linux on x86-64")
-HEADER = StreamHeader(bytes(32), (3, 10, 9), 8, Scaling("channel"), coder="context", tile=(4, 5))
-
-
-def payload(seed: int, header: StreamHeader = HEADER) -> bytes:
-    rng = np.random.default_rng(seed)
-    q = np.clip(np.rint(rng.normal(100, 4, header.latent_shape)), 0, 255).astype(np.uint8)
-    q[1] = 7
-    lo = rng.normal(size=header.latent_shape[0]).astype(np.float32)
-    return entropy.encode_symbols(q, header, lo, lo + 1)
 
 
 @needs_triton
@@ -168,6 +159,56 @@ def test_plan_refuses_what_the_kernel_could_not_trust() -> None:
         plan_batch([b""] * 33, large)
 
 
+@pytest.mark.parametrize("implementation", ["native", "numpy"])
+def test_a_plan_into_a_buffer_is_the_same_and_stays_inside(implementation: str) -> None:
+    payloads = [payload(i) for i in range(4)]
+    wanted = plan_batch(payloads, HEADER)
+    room = np.full(batch_room(HEADER, 4) + 64, 0xA5, np.uint8)
+    planned = plan_batch(payloads, HEADER, implementation, room[:-64])  # type: ignore[arg-type]
+    assert np.shares_memory(planned.data, room)
+    assert planned.word_count == wanted.word_count
+    assert batch_layout(HEADER, 4).payloads == planned.payloads
+    parts = [(0, 8 * 4 * 3), (wanted.channels, 4 * 4 * 3), (wanted.lanes, 8 * wanted.lane_count)]
+    for start, size in (*parts, (wanted.payloads, 4 * wanted.word_count)):
+        assert np.array_equal(planned.data[start : start + size], wanted.data[start : start + size])
+    assert (room[len(planned.data) :] == 0xA5).all()
+    with pytest.raises(ArtifactError, match="expected at most the 300 that there is room for"):
+        plan_batch(payloads, HEADER, implementation, room[:300])  # type: ignore[arg-type]
+
+
+def test_a_refused_payload_becomes_a_blank_frame_and_the_others_stay() -> None:
+    good = [payload(i) for i in range(3)]
+    long = bytes(payload_limit(HEADER) + 1)
+    for implementation in ("native", "numpy"):
+        refused: dict[int, InputError] = {}
+        room = np.full(batch_room(HEADER, 5), 0xA5, np.uint8)
+        batch = plan_batch([good[0], b"", good[1], long, good[2]], HEADER, implementation, room, refused)  # type: ignore[arg-type]
+        alone = plan_batch(good, HEADER)
+        assert sorted(refused) == [1, 3]
+        assert str(refused[3]) == f"payload damaged: {len(long)} bytes, expected at most {len(long) - 1}"
+        assert str(refused[1]).startswith("payload damaged: ")
+        size = 4 * alone.word_count
+        assert np.array_equal(batch.data[batch.payloads :], alone.data[alone.payloads : alone.payloads + size])
+        lanes = batch.data[batch.lanes : batch.lanes + 8 * batch.lane_count].view(np.int32).reshape(5, -1)
+        single = alone.data[alone.lanes : alone.lanes + 8 * alone.lane_count].view(np.int32).reshape(3, -1)
+        assert np.array_equal(lanes[[0, 2, 4]], single)
+        assert not lanes[[1, 3]].any()
+        channels = batch.data[batch.channels : batch.channels + 4 * 5 * 3].view(np.int32).reshape(5, 3)
+        assert not channels[[1, 3]].any()
+        ranges = batch.data[: 8 * 5 * 3].view(np.float32).reshape(5, -1)
+        assert not ranges[[1, 3]].any()
+
+
+def test_no_payload_is_longer_than_the_limit() -> None:
+    # Noise that no table fits, in the smallest lanes there are: about as long as a payload gets.
+    shape = (3, 9, 17)
+    header = StreamHeader(bytes(32), shape, 8, Scaling("channel"), coder="context", tile=(1, 16))
+    for seed in range(5):
+        q = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+        coded = entropy.encode_symbols(q, header, 0.0, 1.0)
+        assert q.size < len(coded) <= payload_limit(header)
+
+
 def test_table_numbers_are_the_models() -> None:
     from latentseg.bitstream import context_model as model
 
@@ -180,25 +221,14 @@ def test_table_numbers_are_the_models() -> None:
 # --- sets of compiled kernels -----------------------------------------------------------------------------------------
 
 
-def image(arch: int, variant: str = "float16") -> KernelImage:
-    names = [
-        "words", "word_count", "lanes", "channels", "ranges", "tables", "table_map", "history", "damaged", "out",
-        "frames", "channel_count", "height", "width", "ranges_a_frame",
-    ]  # fmt: skip
-    numbers = {"word_count", "frames", "channel_count", "height", "width", "ranges_a_frame"}
-    arguments = [(name, "int32" if name in numbers else "pointer") for name in names]
-    cubin = f"code {arch} {variant}".encode()
-    return KernelImage("context_decode", variant, arch, cubin, (*arguments, ("scratch", "scratch")), 1, 512, 100)
-
-
 def test_a_set_comes_back_from_its_folder_and_is_checked(tmp_path: Path) -> None:
-    made = KernelSet(8, (4, 5), "3.6.0", (image(80), image(86), image(90), image(90, "float32")))
+    made = KernelSet(8, (4, 5), "3.6.0", (stub(80), stub(86), stub(90), stub(90, "float32")))
     folder = tmp_path / "kernels"
     save_kernels(made, folder)
     assert load_kernels(folder) == made
     with pytest.raises(UsageError, match="already holds compiled kernels"):
         save_kernels(made, folder)
-    save_kernels(KernelSet(8, (4, 5), "3.6.0", (image(80),)), folder, overwrite=True)
+    save_kernels(KernelSet(8, (4, 5), "3.6.0", (stub(80),)), folder, overwrite=True)
     assert [path.name for path in folder.glob("*.cubin")] == ["context_decode-float16-sm80.cubin"]
     (folder / "context_decode-float16-sm80.cubin").write_bytes(b"other")
     with pytest.raises(ArtifactError, match="was changed"):
@@ -219,9 +249,9 @@ def test_a_set_comes_back_from_its_folder_and_is_checked(tmp_path: Path) -> None
 
 
 def test_the_image_for_a_device_is_of_its_major_version() -> None:
-    made = KernelSet(8, (4, 5), "3.6.0", (image(80), image(86), image(90)))
+    made = KernelSet(8, (4, 5), "3.6.0", (stub(80), stub(86), stub(90)))
     assert [made.find("context_decode", "float16", c).arch for c in (80, 86, 87, 89, 90)] == [80, 86, 86, 86, 90]
-    newest = KernelSet(8, (4, 5), "3.6.0", (image(120),))
+    newest = KernelSet(8, (4, 5), "3.6.0", (stub(120),))
     assert newest.find("context_decode", "float16", 120).arch == 120
     with pytest.raises(ArtifactError, match=r"compute capability 12\.1; there are: sm120"):
         newest.find("context_decode", "float16", 121)  # sm120 is built as sm_120a, for that one alone
@@ -230,186 +260,3 @@ def test_the_image_for_a_device_is_of_its_major_version() -> None:
             made.find("context_decode", "float16", capability)
     with pytest.raises(ArtifactError, match=r"compiled for 8 bits and tiles of 4x5, but the stream has 8 bits"):
         made.check_stream(8, (14, 32))
-
-
-# --- launching --------------------------------------------------------------------------------------------------------
-
-
-class FakeDriver:
-    """Behaves as cuda.bindings.driver does, on host memory; records the launches. `run` stands for the kernel."""
-
-    CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
-    )
-
-    def __init__(self, capability: int = 90) -> None:
-        self.capability = capability
-        self.memory: dict[int, np.ndarray] = {}
-        self.launches: list[dict[str, Any]] = []
-        self.calls: list[str] = []
-        self.run: Any = lambda values, memory: None
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any) -> tuple[Any, ...]:
-            self.calls.append(name)
-            done = getattr(type(self), "do_" + name, None)
-            found = None if done is None else done(self, *args)
-            return (0,) if found is None else (0, found)
-
-        return call
-
-    def do_cuDeviceGet(self, ordinal: int) -> int:
-        return ordinal + 100
-
-    def do_cuDeviceGetAttribute(self, which: int, device: int) -> int:
-        return self.capability // 10 if which == 75 else self.capability % 10
-
-    def do_cuDeviceGetName(self, size: int, device: int) -> bytes:
-        return b"Fake\0\0"
-
-    def do_cuDevicePrimaryCtxRetain(self, device: int) -> str:
-        return "context"
-
-    def do_cuModuleLoadData(self, address: int) -> str:
-        return "module"
-
-    def do_cuModuleGetFunction(self, module: str, name: bytes) -> bytes:
-        return name
-
-    def do_cuMemAlloc(self, size: int) -> int:
-        block = np.zeros(size, np.uint8)
-        self.memory[block.ctypes.data] = block
-        return block.ctypes.data
-
-    def do_cuMemFree(self, address: int) -> None:
-        del self.memory[address]
-
-    def copy(self, target: int, source: int, size: int) -> None:
-        import ctypes
-
-        ctypes.memmove(target, source, size)
-
-    def do_cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: int) -> None:
-        self.copy(target, source, size)
-
-    do_cuMemcpyDtoHAsync = do_cuMemcpyHtoDAsync
-
-    def do_cuMemsetD32Async(self, address: int, value: int, count: int, stream: int) -> None:
-        self.memory[address][: 4 * count].view(np.uint32)[:] = value
-
-    def do_cuLaunchKernel(self, function: bytes, *args: Any) -> None:
-        *shape, _, (values, types), _ = args
-        named = dict(zip([name for name, _ in image(90).arguments], values, strict=True))
-        self.launches.append({"function": function, "shape": shape, "types": types, **named})
-        self.run(named, self.memory)
-
-
-def kernels(*archs: int) -> KernelSet:
-    return KernelSet(8, (4, 5), "3.6.0", tuple(image(arch) for arch in archs or (90,)))
-
-
-def test_the_decoder_hands_the_kernel_what_it_wants() -> None:
-    driver = FakeDriver()
-    payloads = [payload(i) for i in range(3)]
-    plan = plan_batch(payloads, HEADER)
-    wanted = np.stack([entropy.decode_latent(p, HEADER) for p in payloads]).astype(np.float16)
-
-    def run(values: dict[str, int], memory: dict[int, np.ndarray]) -> None:
-        base = values["words"] - plan.payloads
-        assert np.array_equal(memory[base][: len(plan.data)], plan.data)
-        assert (memory[values["damaged"]][:12].view(np.int32) == shapes.SOUND).all()
-        memory[values["out"]][: wanted.nbytes] = wanted.reshape(-1).view(np.uint8)
-
-    driver.run = run
-    with Gpu(0, driver) as gpu:
-        assert (gpu.capability, gpu.name) == (90, "Fake")
-        decoder = GpuDecoder(gpu, kernels(), HEADER, most=3)
-        assert np.array_equal(decoder.decode(payloads), wanted)
-        (launch,) = driver.launches
-        programs = -(-plan.lane_count // shapes.LANES)
-        assert launch["shape"] == [programs, 1, 1, 32, 1, 1, 512]
-        assert launch["function"] == b"context_decode"
-        assert [t.__name__ for t in launch["types"]][:2] == ["c_void_p", "c_int"]
-        assert launch["scratch"] == 0
-        assert (launch["frames"], launch["channel_count"], launch["height"], launch["width"]) == (3, 3, 10, 9)
-        assert (launch["word_count"], launch["ranges_a_frame"]) == (plan.word_count, 3)
-        assert launch["lanes"] - launch["channels"] == plan.lanes - plan.channels
-        assert driver.memory[launch["history"]].nbytes >= 4 * programs * 2 * 8 * shapes.LANES
-        assert np.array_equal(driver.memory[launch["table_map"]].view(np.int64), table_map_words().reshape(-1))
-        # Memory is taken once: a second batch of this size allocates nothing.
-        before = driver.calls.count("cuMemAlloc")
-        decoder.decode(payloads)
-        assert driver.calls.count("cuMemAlloc") == before
-        with pytest.raises(UsageError, match="a batch of 4 frames, expected at most 3"):
-            decoder.start([*payloads, payloads[0]])
-        with pytest.raises(InputError, match="frame 0 of the batch: payload damaged"):
-            decoder.start([payloads[0][:-1]])
-    gpu.close()
-    assert not driver.memory
-    assert driver.calls.count("cuModuleUnload") == driver.calls.count("cuDevicePrimaryCtxRelease") == 1
-
-
-def test_memory_grows_and_what_was_freed_is_not_used_again() -> None:
-    driver = FakeDriver()
-    with Gpu(0, driver) as gpu:
-        decoder = GpuDecoder(gpu, kernels(), HEADER, most=8)
-        decoder.decode([payload(0)])
-        small = {name: driver.launches[-1][name] for name in ("words", "history")}
-        decoder.decode([payload(i) for i in range(8)])
-        grown = driver.launches[-1]
-        assert driver.memory[grown["lanes"] - plan_batch([payload(i) for i in range(8)], HEADER).lanes].size > 0
-        assert driver.calls.count("cuMemFree") >= 1
-        assert any(grown[name] != small[name] for name in small)
-        # No memory for still more: the next batch that fits does not run in what was given back.
-        refuse = lambda self, size: (_ for _ in ()).throw(MemoryError(size))  # noqa: E731
-        decoder._rooms["data"] = (decoder._rooms["data"][0], 0)
-        allocate, FakeDriver.do_cuMemAlloc = FakeDriver.do_cuMemAlloc, refuse  # type: ignore[method-assign]
-        try:
-            with pytest.raises(MemoryError):
-                decoder.decode([payload(0)])
-        finally:
-            FakeDriver.do_cuMemAlloc = allocate  # type: ignore[method-assign]
-        decoder.decode([payload(0)])
-        base = driver.launches[-1]["words"] - plan_batch([payload(0)], HEADER).payloads
-        assert base in driver.memory
-
-
-def test_a_launch_names_all_arguments() -> None:
-    with Gpu(0, FakeDriver()) as gpu, pytest.raises(UsageError, match="context_decode takes "):
-        gpu.launch(b"context_decode", image(90), (1, 1), {"words": 0})
-
-
-def test_damage_that_the_kernel_finds_is_an_error() -> None:
-    driver = FakeDriver()
-
-    def run(values: dict[str, int], memory: dict[int, np.ndarray]) -> None:
-        memory[values["damaged"]].view(np.int32)[1] = 5
-
-    driver.run = run
-    with Gpu(0, driver) as gpu, pytest.raises(InputError, match="frame 1 of the batch: payload damaged: lane 5 "):
-        GpuDecoder(gpu, kernels(), HEADER, most=2).decode([payload(0), payload(1)])
-
-
-def test_what_does_not_fit_is_refused_before_anything_runs() -> None:
-    driver = FakeDriver(capability=120)
-    with Gpu(0, driver) as gpu:
-        with pytest.raises(ArtifactError, match=r"for compute capability 12\.0"):
-            GpuDecoder(gpu, kernels(80, 90), HEADER, most=1)
-        other = StreamHeader(bytes(32), (3, 10, 9), 8, Scaling("channel"), coder="context", tile=(14, 32))
-        with pytest.raises(ArtifactError, match="compiled for 8 bits and tiles of 4x5"):
-            GpuDecoder(gpu, kernels(120), other, most=1)
-        for most, floats, message in ((0, "float16", "batches of 0 frames"), (1, "bfloat16", "floats 'bfloat16'")):
-            with pytest.raises(UsageError, match=message):
-                GpuDecoder(gpu, kernels(120), HEADER, most, floats)
-    assert not driver.launches
-
-
-def test_no_gpu_is_said() -> None:
-    if importlib.util.find_spec("cuda") is None:
-        with pytest.raises(BackendMissingError, match="cuda-bindings"):
-            Gpu()
-        return
-    try:
-        Gpu().close()
-    except BackendMissingError as error:
-        assert "no CUDA device 0 on this machine" in str(error)  # noqa: PT017
