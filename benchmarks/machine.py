@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 # Distributions whose version can move a number in a row; those that are not installed are left out of the row.
-_DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "av", "pillow", "torch", "matplotlib")
+_DISTRIBUTIONS = (
+    "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings",
+    "nvidia-dali-cuda130", "av", "pillow", "torch", "matplotlib",
+)  # fmt: skip
 
 
 def cpu_model(cpuinfo: str | None = None) -> str:

@@ -53,10 +53,11 @@ class Point:
 def learned_points(name: str, bundle: Bundle, stack: ExitStack, threads: int | None = None) -> Iterator[Point]:
     """A bundle's codec with each of CODERS; its networks stay open as long as `stack`."""
     from ..bitstream import Writer
+    from ..engine.placement import Placement
     from ..engine.roles import Compressor, Decompressor
 
-    compressor = stack.enter_context(Compressor(bundle, threads=threads))
-    decompressor = stack.enter_context(Decompressor(bundle, threads=threads))
+    compressor = stack.enter_context(Compressor(bundle, Placement(threads=threads)))
+    decompressor = stack.enter_context(Decompressor(bundle, Placement(threads=threads)))
 
     def under(coder: Coder) -> Callable[[Frame], Coded]:
         def code(frame: Frame) -> Coded:

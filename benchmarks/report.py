@@ -114,10 +114,12 @@ def title(result: dict[str, Any]) -> str:
     setup, machine, versions = result["configuration"], result["machine"], result["versions"]
     height, width = setup["frame_size"]
     runtime = versions.get(setup["backend"], "")
+    precision = setup.get("precision", "fp32")  # rows from before there was a choice
     return (
         f"{setup['source']}: {setup['frames']} frames of {width}x{height}, bundle {setup['bundle']['name']}, "
         f"{setup['rounds']} interleaved rounds\n"
         f"{machine['cpu']}, {setup['threads']} of {machine['cores']} cores, {setup['backend']} {runtime}".rstrip()
+        + ("" if precision == "fp32" else f", segmenters in {precision}")
     )
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..engine.placement import Placement
 from ..errors import ArtifactError, UsageError
 from ..kernels.dispatch import native_available
 from .arms import ARM_NAMES, ARMS, H264, Arm, Compressed, JpegAtRate, JpegQ95, LearnedDecode
@@ -49,12 +51,11 @@ class Setup:
         bundle: Bundle,
         clip: Clip,
         names: Sequence[str] = ARM_NAMES,
-        *,
-        backend: str = "onnxruntime",
-        threads: int | None = None,
+        placement: Placement = Placement(),  # noqa: B008 (frozen)
     ) -> None:
-        self._bundle, self._clip, self._backend = bundle, clip, backend
-        self._threads = threads or usable_cores()
+        self._bundle, self._clip = bundle, clip
+        self._threads = placement.threads or usable_cores()
+        self._placement = replace(placement, threads=self._threads)
         self._stack = ExitStack()
         self.arms: list[Arm] = []
         self.left_out: list[dict[str, str]] = []
@@ -74,7 +75,7 @@ class Setup:
         self._stack.close()
 
     def _role(self, kind: Callable[..., Any]) -> Any:
-        return self._stack.enter_context(kind(self._bundle, backend=self._backend, threads=self._threads))
+        return self._stack.enter_context(kind(self._bundle, self._placement))
 
     def _add(self, arm: Arm) -> None:
         self._stack.callback(arm.close)
@@ -89,7 +90,7 @@ class Setup:
 
         bundle, clip, threads = self._bundle, self._clip, self._threads
         header = bundle.header(*clip.size, clip.frame_rate)
-        with Compressor(bundle, backend=self._backend, threads=threads) as compressor:
+        with Compressor(bundle, self._placement) as compressor:
             self.provider = compressor.backend.provider
             codec = self._sent("codec", send_codec(compressor, header, clip.frames))
         if "rgb_segmenter" in bundle.roles:
@@ -143,8 +144,7 @@ def run(
     batches: Sequence[int] = (1, 8),
     rounds: int = 5,
     warmup: int = 3,
-    backend: str = "onnxruntime",
-    threads: int | None = None,
+    placement: Placement = Placement(),  # noqa: B008 (frozen)
     seed: int = 0,
     progress: Progress = _no_progress,
 ) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def run(
     arms: names of `ARM_NAMES`; None: all, and those that the source or the bundle does not allow are left out with
     the reason; an arm asked for by name that cannot run is an error. batches: frames a batch; sizes above the number
     of frames are left out with a note. rounds: timed passes of every arm at every batch size. warmup: untimed batches
-    before each. threads: of the networks, the JPEG pool and the video decoder alike (None: all usable cores).
+    before each. placement: what runs the networks; its threads are the JPEG pool's and the video decoder's, too.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def run(
         )
     machine = describe_machine()
     progress("encoding", 0, 1)
-    with Setup(bundle, clip, names, backend=backend, threads=threads) as setup:
+    with Setup(bundle, clip, names, placement) as setup:
         if arms is not None and setup.left_out:
             entry = setup.left_out[0]
             raise UsageError(f"the arm {entry['name']!r} cannot run here: {entry['reason']}")
@@ -203,9 +203,10 @@ def run(
             "batches": fitting,
             "rounds": rounds,
             "warmup_batches": warmup,
-            "threads": threads or usable_cores(),
-            "backend": backend,
+            "threads": placement.threads or usable_cores(),
+            "backend": placement.backend,
             "provider": provider,
+            "precision": placement.precision,
             "coder": "native" if native_available() else "numpy",
             "seed": seed,
             "order": "one seeded shuffle of the arms, rotated by one place a round",

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -126,15 +126,17 @@ class Sender:
 
 def compare(args: argparse.Namespace, bundle: Bundle, source_path: str, out: Path) -> Result:
     """Run all arms over a source, and write demo.lseg, side-by-side.png and overlay.mp4 into `out`."""
-    threads = args.threads or usable_cores()
+    placement = _common.placement(args)
+    threads = placement.threads or usable_cores()
+    placement = replace(placement, threads=threads)
     masks: list[bytes] = []
     with ExitStack() as stack:
         open_ = stack.enter_context
         source = open_(open_frames(source_path))
-        compressor = open_(Compressor(bundle, args.backend, threads))
-        segmenter = open_(Segmenter(bundle, args.backend, threads))
-        decompressor = open_(Decompressor(bundle, args.backend, threads))
-        rgb = open_(RgbSegmenter(bundle, args.backend, threads))
+        compressor = open_(Compressor(bundle, placement))
+        segmenter = open_(Segmenter(bundle, placement))
+        decompressor = open_(Decompressor(bundle, placement))
+        rgb = open_(RgbSegmenter(bundle, placement))
         header = bundle.header(*source.size, source.frame_rate)
         sender = Sender(compressor, Writer(open_((out / FILES[0]).open("wb")), header))
         arms: list[Arm] = [

@@ -17,6 +17,7 @@ from ..errors import InputError, OutputError, PartialResultError, UsageError
 
 if TYPE_CHECKING:
     from ..bitstream import Damage
+    from ..engine.placement import Placement
 
 T = TypeVar("T")
 CODERS = ("context", "huffman-channel", "huffman-frame")  # bitstream.header has them too, but needs NumPy
@@ -44,17 +45,34 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_backend(parser: argparse.ArgumentParser) -> None:
-    """`--backend` and `--threads`."""
+def add_backend(parser: argparse.ArgumentParser, precision: bool = True) -> None:
+    """`--backend`, `--provider`, `--threads` and, for verbs that make labels, `--precision`: a Placement."""
     parser.add_argument(
-        "--backend", default="onnxruntime", metavar="NAME", help="what runs the networks (default: %(default)s)"
-    )
+        "--backend", default="onnxruntime", metavar="NAME",
+        help="what runs the networks: onnxruntime, torch or tensorrt (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--provider", metavar="NAME",
+        help="what the backend runs on: cpu or cuda (default: cpu with onnxruntime, else cuda)",
+    )  # fmt: skip
+    if precision:
+        parser.add_argument(
+            "--precision", default="fp32", metavar="NAME",
+            help="of the segmenters: fp32, fp16 or int8, as far as the bundle has them (default: %(default)s)",
+        )  # fmt: skip
     parser.add_argument(
         "--threads",
         type=positive,
         metavar="N",
         help="threads of the networks; the coder takes one (default: all cores)",
     )
+
+
+def placement(args: argparse.Namespace) -> Placement:
+    """What `add_backend`'s options say. Raises UsageError for an unknown name."""
+    from ..engine.placement import Placement
+
+    return Placement(args.backend, args.threads, args.provider, getattr(args, "precision", "fp32"))
 
 
 def tile(args: argparse.Namespace) -> tuple[int, int]:

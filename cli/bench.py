@@ -90,8 +90,7 @@ def run(args: argparse.Namespace) -> int:
         batches=args.batch,
         rounds=args.rounds,
         warmup=args.warmup,
-        backend=args.backend,
-        threads=args.threads,
+        placement=_common.placement(args),
         seed=args.seed,
         progress=_progress(args),
     )

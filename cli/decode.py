@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="a video's name, or a folder for PNGs")
     _common.add_bundle(parser)
     _common.add_limit(parser)
-    _common.add_backend(parser)
+    _common.add_backend(parser, precision=False)
     _common.add_overwrite(parser)
     _common.add_json(parser)
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     _common.check_output(args.output, args.overwrite, folder=not is_video)
     refuse_source(args.input, args.output)
     with (
-        Engine(args.bundle, args.backend, args.threads) as engine,
+        Engine(args.bundle, args.backend, args.threads, provider=args.provider) as engine,
         engine.decode(args.input, limit=args.limit) as frames,
         _open_sink(args, frames.frame_rate, engine.bundle.classes) as sink,
         _common.progress(args) as update,

@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="store the segmenters' weights as float16: half the size, computed in float32 all the same",
     )
+    parser.add_argument(
+        "--programs",
+        action="store_true",
+        help="add the networks as exported PyTorch programs (.pt2), which --backend torch runs",
+    )
     parser.add_argument("--name", help="the bundle's name (default: the folder's)")
     parser.add_argument("--description", default="", help="one line for people")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="the bundle's folder")
@@ -98,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         coder=args.coder,
         tile=_common.tile(args) if args.tile else None,
         half_weights=args.half_weights,
+        programs=args.programs,
         overwrite=args.overwrite,
     )
     if args.json:

@@ -40,8 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlay", metavar="FILE.mp4", help="video of the labels over the frames")
     _common.add_bundle(parser)
     _common.add_limit(parser)
-    _common.add_kind(parser, ("lseg", "video", "images"))
+    _common.add_kind(parser, ("lseg", "video", "images", "dali", "dali-gpu"))
     _common.add_backend(parser)
+    parser.add_argument(
+        "--batch", type=_common.positive, metavar="N",
+        help="frames that --backend tensorrt segments at once (default: 8; 1 of a live source)",
+    )  # fmt: skip
     _common.add_overwrite(parser)
 
 
@@ -56,8 +60,19 @@ def run(args: argparse.Namespace) -> int:
     _common.check_output(args.labels, args.overwrite, folder=True)
     refuse_source(args.source, args.jsonl, args.overlay, args.labels)
     with ExitStack() as stack:
-        engine = stack.enter_context(Engine(args.bundle, args.backend, args.threads))
-        engine.bundle.model_path("segmenter")  # a bundle without one is refused before a pipe is waited for
+        engine = stack.enter_context(
+            Engine(
+                args.bundle,
+                args.backend,
+                args.threads,
+                provider=args.provider,
+                precision=args.precision,
+                batch=args.batch,
+            )
+        )
+        engine.placement.model_file(
+            engine.bundle, "segmenter"
+        )  # a bundle without one is refused before a pipe is waited for
         # Closed by segment(), in the thread that reads it, and not here: a silent pipe hangs who closes it elsewhere.
         source: Source[Any] = open_source(args.source, args.kind)
         is_stream = isinstance(source, StreamSource)

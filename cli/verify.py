@@ -18,9 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", nargs="?", default=_common.DEFAULT_BUNDLE, metavar="NAME|DIR", help="default: %(default)s"
     )
-    parser.add_argument(
-        "--backend", default="onnxruntime", metavar="NAME", help="what runs the networks (default: %(default)s)"
-    )
+    _common.add_backend(parser, precision=False)
     _common.add_json(parser, "what was found")
 
 
@@ -28,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.bundle import load_bundle
     from ..export.verify import verify_bundle
 
-    found = verify_bundle(load_bundle(args.bundle), backend=args.backend)
+    found = verify_bundle(load_bundle(args.bundle), _common.placement(args))
     if args.json:
         _common.emit(found)
     else:

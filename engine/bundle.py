@@ -17,11 +17,28 @@ from typing import Any
 from .. import __version__
 from ..bitstream import StreamHeader
 from ..errors import ArtifactError, InputError, OutputError, UsageError
-from .manifest import MANIFEST_NAME, ROLES, SCHEMA, ClassInfo, CodecSpec, Manifest, parse_manifest, read_manifest
+from .manifest import (
+    LABELLING_ROLES,
+    MANIFEST_NAME,
+    ROLES,
+    SCHEMA,
+    VARIANTS,
+    ClassInfo,
+    CodecSpec,
+    Manifest,
+    parse_manifest,
+    read_manifest,
+)
 
-__all__ = ["Bundle", "ClassInfo", "CodecSpec", "load_bundle", "shipped_bundles", "write_bundle"]
+__all__ = ["Bundle", "ClassInfo", "CodecSpec", "add_variant", "load_bundle", "shipped_bundles", "write_bundle"]
 
 UNNAMED_CODEC = bytes(32)
+FP32 = "fp32"  # the variant that every role has: its ONNX file as it was exported
+_HOW_TO_BUILD = {
+    "int8": "latentseg build {bundle} --target onnxruntime --precision int8 --frames FOLDER",
+    "fp16": "latentseg build {bundle} --target tensorrt --precision fp16 --frames FOLDER",
+    "torch": "latentseg export ... --programs",
+}
 
 
 class Bundle:
@@ -42,9 +59,13 @@ class Bundle:
         self.classes = list(manifest.classes)
         self.roles = tuple(role for role in ROLES if role in manifest.files)
         self._files = manifest.files
-        self._hashed: set[str] = set()
+        self._variants = manifest.variants
+        self._hashed: set[tuple[str, str]] = set()
         for role, file in self._files.items():
             self._check_size(role, self.path / file.path, file.bytes)
+        for role, variants in self._variants.items():
+            for name, variant in variants.items():
+                self._check_size(f"{role}, variant {name}", self.path / variant.path, variant.bytes)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name!r}, roles={'+'.join(self.roles)}, path={str(self.path)!r})"
@@ -62,23 +83,33 @@ class Bundle:
                 hint="the file was changed or cut; copy the whole folder again",
             )
 
-    def model_path(self, role: str) -> Path:
+    def variants(self, role: str) -> tuple[str, ...]:
+        """What `model_path` can be asked for: "fp32", and the variants that this bundle has of `role`."""
+        return (FP32, *(name for name in VARIANTS if name in self._variants.get(role, {})))
+
+    def model_path(self, role: str, variant: str = FP32) -> Path:
         """The model file of `role`, its SHA-256 checked the first time.
+
+        variant: "fp32" for the ONNX file as exported, or one of VARIANTS.
 
         Raises
         ------
-        UsageError: no such role exists. ArtifactError: this bundle lacks the role, or its file was changed.
+        UsageError: no such role or variant exists. ArtifactError: this bundle lacks it, or its file was changed.
         """
         if role not in ROLES:
             raise UsageError(f"unknown role '{role}', expected one of {', '.join(ROLES)}")
+        if variant not in (FP32, *VARIANTS):
+            raise UsageError(f"unknown variant '{variant}', expected one of {', '.join((FP32, *VARIANTS))}")
         if role not in self._files:
             raise ArtifactError(
                 f"bundle '{self.name}' has no {role}, only {', '.join(self.roles)}",
                 hint=f"export it again with a {role}, or leave out what needs one",
             )
-        file = self._files[role]
+        if variant not in self.variants(role):
+            raise self._lacks(role, variant)
+        file = self._files[role] if variant == FP32 else self._variants[role][variant]
         path = self.path / file.path
-        if role not in self._hashed:
+        if (role, variant) not in self._hashed:
             self._check_size(role, path, file.bytes)
             found = _sha256(path)
             if found != file.sha256:
@@ -86,8 +117,14 @@ class Bundle:
                     f"bundle '{self.name}': {path.name} was changed: SHA-256 is {found}, expected {file.sha256}",
                     hint="copy the whole folder again, or export the bundle again",
                 )
-            self._hashed.add(role)
+            self._hashed.add((role, variant))
         return path
+
+    def _lacks(self, role: str, variant: str) -> ArtifactError:
+        found = f"bundle '{self.name}' has no {variant} {role}, only {', '.join(self.variants(role))}"
+        if role not in LABELLING_ROLES:
+            return ArtifactError(found, hint="a codec runs in fp32: its symbols must be the ones it was trained with")
+        return ArtifactError(found, hint=_HOW_TO_BUILD[variant].format(bundle=self.path))
 
     def macs(self, role: str, height: int, width: int) -> float:
         """Convolution multiply-accumulates of `role`'s model on one frame of height x width source pixels."""
@@ -200,7 +237,8 @@ def write_bundle(
     """Write a bundle's folder and load it again, so that what is returned has passed every check.
 
     `models`: role -> (ONNX file, conv MACs per source pixel, parameters); the files are copied in as `<role>.onnx`.
-    The manifest is written last and replaced in one step; other files in the folder (a model card) are left alone.
+    The manifest is written last and replaced in one step; variants of the models that it replaces are removed, other
+    files in the folder (a model card) are left alone.
 
     Raises
     ------
@@ -246,16 +284,74 @@ def write_bundle(
         "training": dict(training or {}),
     }
     parse_manifest(raw)  # nothing is written unless it would load
+    stale = _variant_files(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for role, (file, _, _) in models.items():
             _replace(folder / f"{role}.onnx", file)
-        partial = folder / (MANIFEST_NAME + ".partial")
-        partial.write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(folder / MANIFEST_NAME)
+        _write_manifest(folder, raw)
+        for file in set(stale) - {folder / f"{role}.onnx" for role in models}:
+            file.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write bundle '{folder}': {error.strerror or error}") from error
     return Bundle(folder, read_manifest(folder))
+
+
+def add_variant(bundle: Bundle, role: str, variant: str, file: Path, report: Mapping[str, Any]) -> Bundle:
+    """Copy `file` into the bundle's folder as `role`'s `variant`, in place of an older one, and load the bundle again.
+
+    report: JSON values: how it was made, and what it loses. The bundle can be loaded after every step: an older
+    variant leaves the manifest before its file is replaced, and the new one enters it when its file is whole.
+
+    Raises
+    ------
+    UsageError: no such role or variant. ArtifactError: the bundle lacks the role, or the report is no JSON.
+    OutputError: writing failed.
+    """
+    if variant not in VARIANTS or role not in LABELLING_ROLES:
+        raise UsageError(
+            f"no bundle has the variant '{variant}' of role '{role}'",
+            hint=f"variants: {', '.join(VARIANTS)}; roles: {', '.join(r for r in ROLES if r in LABELLING_ROLES)}",
+        )
+    bundle.model_path(role)
+    folder = bundle.path
+    # Read again: another variant may have been added since `bundle` was loaded.
+    raw = dict(read_manifest(folder).raw)
+    variants = {key: dict(value) for key, value in raw.get("variants", {}).items()}
+    older = variants.setdefault(role, {}).pop(variant, None)
+    entry = {
+        "path": f"{role}-{variant}{file.suffix}",
+        "sha256": _sha256(file),
+        "bytes": file.stat().st_size,
+        "report": dict(report),
+    }
+    new = {**raw, "variants": {**variants, role: {**variants[role], variant: entry}}}
+    parse_manifest(new)  # nothing is written unless it would load
+    try:
+        if older is not None:
+            _write_manifest(folder, {**raw, "variants": variants})
+        _replace(folder / f"{role}-{variant}{file.suffix}", file)
+        _write_manifest(folder, new)
+        if older is not None and older["path"] != entry["path"]:
+            (folder / older["path"]).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to bundle '{folder}': {error.strerror or error}") from error
+    return Bundle(folder, read_manifest(folder))
+
+
+def _variant_files(folder: Path) -> list[Path]:
+    """The files of the variants of a bundle that is about to be replaced; none where its manifest cannot be read."""
+    try:
+        old = read_manifest(folder)
+    except (ArtifactError, InputError):
+        return []
+    return [folder / file.path for variants in old.variants.values() for file in variants.values()]
+
+
+def _write_manifest(folder: Path, raw: Mapping[str, Any]) -> None:
+    partial = folder / (MANIFEST_NAME + ".partial")
+    partial.write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(folder / MANIFEST_NAME)
 
 
 def _replace(target: Path, source: Path) -> None:

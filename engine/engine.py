@@ -12,15 +12,18 @@ from typing import Any, Self, TypeVar
 
 from ..bitstream import Damage, StreamHeader
 from ..errors import InputError, UsageError
-from .backends import BACKENDS
 from .bundle import Bundle, frame_size, load_bundle
-from .pipeline import Stage
+from .pipeline import Stage, Streaming
+from .placement import Placement
 from .result import EncodeSummary, Result
 from .roles import Compressor, Decompressor, Segmenter
-from .run import Run, Work, timed
+from .run import FrameStage, Run, Work, timed
 from .sinks.base import refuse_source
 from .sinks.lseg import StreamSink
 from .sources import FrameSource, Source, SourceFrame, StreamSource, open_frames, open_source
+
+# On a GPU, where batches fill it and several are under way; a live source has batches of 1, one at a time.
+GPU_BATCH, GPU_SLOTS = 8, 3
 
 T = TypeVar("T")
 R = TypeVar("R", Compressor, Decompressor, Segmenter)
@@ -33,8 +36,9 @@ class Engine:
 
     Parameters
     ----------
-    bundle: a Bundle, a shipped name, or a folder. backend, threads: see `open_backend`.
+    bundle: a Bundle, a shipped name, or a folder. backend, threads, provider, precision: see `Placement`.
     queue_depth: frames that wait between two stages; memory grows with it.
+    batch: frames that the backend "tensorrt" segments at once; None: 8, and 1 of a live source. The others take one.
     """
 
     def __init__(
@@ -43,13 +47,19 @@ class Engine:
         backend: str = "onnxruntime",
         threads: int | None = None,
         queue_depth: int = 2,
+        *,
+        provider: str | None = None,
+        precision: str = "fp32",
+        batch: int | None = None,
     ) -> None:
         if queue_depth < 1:
             raise UsageError(f"queue depth is {queue_depth}, expected at least 1")
-        if backend not in BACKENDS:
-            raise UsageError(f"unknown backend '{backend}'", hint=f"known: {', '.join(BACKENDS)}")
+        self.placement = Placement(backend, threads, provider, precision)
+        if batch is not None and (batch < 1 or backend != "tensorrt"):
+            raise UsageError(f"batches of {batch} on {backend}, expected at least 1, on tensorrt alone")
+        self.batch = batch
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self.backend, self.threads, self.queue_depth = backend, threads, queue_depth
+        self.queue_depth = queue_depth
         self._roles: dict[str, Any] = {}
         self._last: Run[Any] | None = None
 
@@ -94,6 +104,7 @@ class Engine:
         """
         opened = open_source(source, kind) if isinstance(source, str | os.PathLike) else source
         with _closed_on_error(opened):
+            _check_limit(limit)
             stages: list[Stage] = []
             damages: list[Damage] = []
             if isinstance(opened, StreamSource):
@@ -103,16 +114,18 @@ class Engine:
                 stages.append(timed("compress", self._compress_stage(header, keep_rgb=with_frames)))
             size = frame_size(header, self.bundle.codec.stride)
             self.bundle.check_stream(header)
-            segmenter = self._role(Segmenter)
-            stages.append(timed("entropy_decode", self._decode_stage(segmenter, header, damages)))
-            if with_frames and isinstance(opened, StreamSource):
+            decompress = with_frames and isinstance(opened, StreamSource)
+            fused = self.placement.backend == "tensorrt"
+            if decompress or not fused:
+                role = self._role(Decompressor) if fused else self._role(Segmenter)
+                stages.append(timed("entropy_decode", self._decode_stage(role, header, damages)))
+            if decompress:
                 stages.append(timed("decompress", self._frames_stage(size)))
-
-            def label(work: Work) -> Work:
-                assert work.latents is not None
-                return replace(work, labels=segmenter.labels(work.latents, size)[0], latents=None)
-
-            stages.append(timed("segment", label))
+            stages.append(
+                self._fused_stage(header, size, opened.live, damages)
+                if fused
+                else timed("segment", self._label_stage(size))
+            )
             return self._start(opened, size, stages, damages, _to_result, drop_late, limit)
 
     def decode(self, source: str | os.PathLike[str] | StreamSource, *, limit: int | None = None) -> Run[SourceFrame]:
@@ -125,6 +138,7 @@ class Engine:
         opened = open_source(source, "lseg") if isinstance(source, str | os.PathLike) else source
         assert isinstance(opened, StreamSource)
         with _closed_on_error(opened):
+            _check_limit(limit)
             damages: list[Damage] = []
             size = frame_size(opened.header, self.bundle.codec.stride)
             self.bundle.check_stream(opened.header)
@@ -164,6 +178,7 @@ class Engine:
         with StreamSink(dest, overwrite) as sink:
             opened = open_frames(source, kind) if isinstance(source, str | os.PathLike) else source
             with _closed_on_error(opened):
+                _check_limit(limit)
                 header = self._header(opened)
                 stages = [timed("compress", self._compress_stage(header, keep_rgb=False))]
                 run = self._start(opened, opened.size, stages, [], lambda work: work, drop_late, limit)
@@ -201,14 +216,14 @@ class Engine:
 
     def _role(self, kind: type[R]) -> R:
         if kind.role not in self._roles:
-            self._roles[kind.role] = kind(self.bundle, self.backend, self.threads)
+            self._roles[kind.role] = kind(self.bundle, self.placement)
         role: R = self._roles[kind.role]
         return role
 
     def _header(self, source: Source[Any]) -> StreamHeader:
         return self.bundle.header(*source.size, source.frame_rate)
 
-    def _compress_stage(self, header: StreamHeader, keep_rgb: bool) -> Stage:
+    def _compress_stage(self, header: StreamHeader, keep_rgb: bool) -> FrameStage:
         compressor = self._role(Compressor)
 
         def stage(work: Work) -> Work:
@@ -218,18 +233,17 @@ class Engine:
 
         return stage
 
-    def _decode_stage(self, role: Segmenter | Decompressor, header: StreamHeader, damages: list[Damage]) -> Stage:
+    def _decode_stage(self, role: Segmenter | Decompressor, header: StreamHeader, damages: list[Damage]) -> FrameStage:
         def stage(work: Work) -> Work | None:
             try:
                 return replace(work, latents=role.entropy_decode([work.payload], header))
             except InputError as error:
-                # The container's CRC fits and yet the coder cannot read it: damage that came before the writer.
-                damages.append(Damage(-1, f"frame {work.index} does not decode: {error}", work.index, lost=1))
+                damages.append(_undecodable(work, error))
                 return None
 
         return stage
 
-    def _frames_stage(self, size: tuple[int, int]) -> Stage:
+    def _frames_stage(self, size: tuple[int, int]) -> FrameStage:
         decompressor = self._role(Decompressor)
 
         def stage(work: Work) -> Work:
@@ -237,6 +251,32 @@ class Engine:
             return replace(work, rgb=decompressor.frames(work.latents, size)[0])
 
         return stage
+
+    def _label_stage(self, size: tuple[int, int]) -> FrameStage:
+        segmenter = self._role(Segmenter)
+
+        def stage(work: Work) -> Work:
+            assert work.latents is not None
+            return replace(work, labels=segmenter.labels(work.latents, size)[0], latents=None)
+
+        return stage
+
+    def _fused_stage(self, header: StreamHeader, size: tuple[int, int], live: bool, damages: list[Damage]) -> Streaming:
+        """From payloads to labels without a stop at the host. What it takes is freed at the end of the run."""
+        from .tensorrt.runner import FusedSegmenter
+
+        batch, slots = (1, 1) if live else (GPU_BATCH, GPU_SLOTS)
+        fused = FusedSegmenter(self.bundle, header, size, self.placement.precision, self.batch or batch, slots)
+
+        def damaged(work: Work, error: InputError) -> None:
+            damages.append(_undecodable(work, error))
+
+        def transform(works: Iterator[Work]) -> Iterator[Work]:
+            with fused:
+                for work in fused.run(works, damaged):
+                    yield replace(work, latents=None)
+
+        return Streaming(transform)
 
     def _start(
         self,
@@ -248,13 +288,16 @@ class Engine:
         drop_late: bool | None,
         limit: int | None,
     ) -> Run[T]:
-        if limit is not None and limit < 1:
-            raise UsageError(f"limit is {limit}, expected at least 1")
         if self._last is not None:
             self._last.stop()
         run = Run(source, size, stages, damages, finish, self.queue_depth, drop_late, limit)
         self._last = run
         return run
+
+
+def _undecodable(work: Work, error: InputError) -> Damage:
+    """The container's CRC fits and yet the coder cannot read it: damage that came before the writer."""
+    return Damage(-1, f"frame {work.index} does not decode: {error}", work.index, lost=1)
 
 
 def _to_result(work: Work) -> Result:
@@ -265,6 +308,11 @@ def _to_result(work: Work) -> Result:
 def _to_frame(work: Work) -> SourceFrame:
     assert work.rgb is not None
     return SourceFrame(work.index, work.timestamp_us, work.rgb)
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}, expected at least 1")
 
 
 @contextmanager

@@ -30,6 +30,8 @@ ROLES: dict[str, str] = {
 }
 REQUIRED_ROLES = ("compressor",)  # a codec alone can encode; what needs another role says so
 LABELLING_ROLES = {"segmenter", "rgb_segmenter"}  # with neither, a bundle has no labels and needs no classes
+# Forms of a segmenter beside the fp32 ONNX file. A codec has none: its symbols must be the ones it was trained with.
+VARIANTS = ("fp16", "int8", "torch")
 
 _MAX_MANIFEST_BYTES = 4 << 20
 _MAX_CHANNELS = 4096
@@ -85,13 +87,24 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class VariantFile:
+    """Another form of a role's model; `report` is free: how it was made, and what it loses against fp32."""
+
+    path: str
+    sha256: str
+    bytes: int
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """A checked manifest. `raw` is the whole JSON object, with the free-form parts."""
+    """A checked manifest. `variants`: role, then name. `raw` is the whole JSON object, with the free-form parts."""
 
     name: str
     codec: CodecSpec
     files: dict[str, ModelFile]
     classes: tuple[ClassInfo, ...]
+    variants: dict[str, dict[str, VariantFile]]
     raw: dict[str, Any]
 
 
@@ -149,7 +162,14 @@ def parse_manifest(raw: object, where: str = MANIFEST_NAME) -> Manifest:
     for free in ("verification", "scores", "training"):
         if free in top.value:
             top.section(free)
-    return Manifest(name=top.string("name"), codec=codec, files=files, classes=classes, raw=dict(top.value))
+    return Manifest(
+        name=top.string("name"),
+        codec=codec,
+        files=files,
+        classes=classes,
+        variants=_parse_variants(top, files) if "variants" in top.value else {},
+        raw=dict(top.value),
+    )
 
 
 def _parse_codec(section: _Section) -> CodecSpec:
@@ -193,6 +213,40 @@ def _parse_scaling(section: _Section) -> Scaling:
 
 
 def _parse_file(section: _Section) -> ModelFile:
+    path, sha256, size = _parse_content(section)
+    macs = section.number("macs_per_pixel")
+    if macs < 0:
+        raise section.error("macs_per_pixel", str(macs), "a number >= 0")
+    return ModelFile(path, sha256, size, macs, section.integer("parameters", 0, None))
+
+
+def _parse_variants(top: _Section, files: Mapping[str, ModelFile]) -> dict[str, dict[str, VariantFile]]:
+    section = top.section("variants")
+    variants: dict[str, dict[str, VariantFile]] = {}
+    taken = {file.path: role for role, file in files.items()}
+    for role in section.value:
+        known = [r for r in ROLES if r in LABELLING_ROLES & files.keys()]
+        if role not in known:
+            raise section.error(role, "there", f"only segmenters that 'files' has ({', '.join(known) or 'none'})")
+        by_name = section.section(role)
+        variants[role] = {}
+        for name in by_name.value:
+            if name not in VARIANTS:
+                raise ArtifactError(
+                    f"{top.where}: {role} has the unknown variant '{name}', known: {', '.join(VARIANTS)}",
+                    hint="pip install --upgrade latentseg, or " + _REEXPORT,
+                )
+            entry = by_name.section(name)
+            path, sha256, size = _parse_content(entry)
+            if path in taken:
+                raise entry.error("path", repr(path), f"a file of its own ({taken[path]} has this one)")
+            taken[path] = f"{role}.{name}"
+            variants[role][name] = VariantFile(path, sha256, size, dict(entry.section("report").value))
+    return variants
+
+
+def _parse_content(section: _Section) -> tuple[str, str, int]:
+    """Path, SHA-256 and size of one file."""
     path = section.string("path")
     # Only the spelling is checked, not where links lead: the SHA-256 decides what the content may be, and caches that
     # keep files behind links stay usable. Windows spellings are refused on every system, so that a bundle is portable.
@@ -202,16 +256,7 @@ def _parse_file(section: _Section) -> ModelFile:
     sha256 = section.string("sha256")
     if not _SHA256.fullmatch(sha256):
         raise section.error("sha256", repr(sha256), "64 lower-case hex digits")
-    macs = section.number("macs_per_pixel")
-    if macs < 0:
-        raise section.error("macs_per_pixel", str(macs), "a number >= 0")
-    return ModelFile(
-        path=path,
-        sha256=sha256,
-        bytes=section.integer("bytes", 1, None),
-        macs_per_pixel=macs,
-        parameters=section.integer("parameters", 0, None),
-    )
+    return path, sha256, section.integer("bytes", 1, None)
 
 
 def _parse_classes(top: _Section, least: int) -> tuple[ClassInfo, ...]:

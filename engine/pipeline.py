@@ -12,13 +12,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
-Stage = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """A stage that gets its items as an iterator and gives one: for work in batches, several of them under way."""
+
+    transform: Callable[[Iterator[Any]], Iterator[Any]]
+
+
+Stage = Callable[[Any], Any] | Streaming
 
 # How long closing waits: for stages, which end at their next queue; and then for the reader, which may be waiting for
 # the outside world (a silent pipe, a camera). One that takes longer is left behind as a daemon thread; it ends with its
@@ -98,7 +108,7 @@ class Pipeline(Iterator[T]):
     Parameters
     ----------
     items: iterated in a thread of its own; its iterator's `close()`, if any, is called in that thread at the end.
-    stages: functions of one item, each in a thread of its own; a stage that returns None drops the item.
+    stages: functions of one item, each in a thread of its own; a stage that returns None drops the item. Or Streaming.
     depth: items that each queue may hold, at least 1.
     drop_oldest: whether the first queue drops its oldest item instead of making `items` wait.
     """
@@ -180,11 +190,39 @@ def _read(items: Iterable[Any], outbox: BoundedQueue[Any]) -> None:
         outbox.finish(error)
 
 
+def _streamed(stage: Streaming, inbox: BoundedQueue[Any]) -> Generator[Any, None, None]:
+    """The stage's results. An error before it ends its input, and comes out behind what came before the error."""
+    errors: list[BaseException] = []
+
+    def taken() -> Iterator[Any]:
+        while True:
+            try:
+                item = inbox.get()
+            except Cancelled:
+                raise
+            except Finished:
+                return
+            except BaseException as error:
+                errors.append(error)
+                return
+            yield item
+            del item  # or it would live on while the next one is awaited
+
+    yield from stage.transform(taken())
+    if errors:
+        raise errors[0]
+
+
+def _each(stage: Callable[[Any], Any], inbox: BoundedQueue[Any]) -> Generator[Any, None, None]:
+    while True:
+        yield stage(inbox.get())  # no name holds the item while the next one is awaited
+
+
 def _work(stage: Stage, inbox: BoundedQueue[Any], outbox: BoundedQueue[Any]) -> None:
     error: BaseException | None = None
+    made = _streamed(stage, inbox) if isinstance(stage, Streaming) else _each(stage, inbox)
     try:
-        while True:
-            item = stage(inbox.get())
+        for item in made:
             if item is not None:
                 outbox.put(item)
             del item  # or it would live on while the next one is awaited
@@ -194,4 +232,6 @@ def _work(stage: Stage, inbox: BoundedQueue[Any], outbox: BoundedQueue[Any]) -> 
         error = raised
     finally:
         inbox.cancel()
+        with suppress(Exception):
+            made.close()  # what batches in flight hold is freed in this thread
         outbox.finish(error)

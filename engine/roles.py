@@ -16,10 +16,11 @@ import numpy.typing as npt
 from ..bitstream import StreamHeader
 from ..errors import ArtifactError, UsageError
 from ..kernels import entropy
-from .backends import Backend, open_backend
+from .backends import Backend
 from .backends.base import TensorSpec
 from .bundle import Bundle
 from .geometry import crop, pad_to_stride
+from .placement import Placement
 
 Frames = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
@@ -31,14 +32,14 @@ _LABELS = ("uint8", 3)
 
 
 class _Role:
-    """A bundle's model of one role on a backend. A context manager; `backend` shows provider and run times."""
+    """A bundle's model of one role, where `placement` says. A context manager; `backend` shows provider and times."""
 
     role: ClassVar[str]
     ends: ClassVar[tuple[tuple[str, int], tuple[str, int]]]
 
-    def __init__(self, bundle: Bundle, backend: str = "onnxruntime", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, placement: Placement = Placement()) -> None:  # noqa: B008 (frozen)
         self.bundle = bundle
-        self.backend: Backend = open_backend(bundle.model_path(self.role), backend, threads)
+        self.backend: Backend = placement.open(bundle, self.role)
         for spec, (dtype, rank) in zip((self.backend.input, self.backend.output), self.ends, strict=True):
             self._check_end(spec, dtype, rank)
 

@@ -33,6 +33,9 @@ class Work:
     labels: npt.NDArray[np.uint8] | None = None
 
 
+FrameStage = Callable[[Work], Work | None]  # None: the frame is lost
+
+
 class Run(Iterator[T], Generic[T]):
     """The results of one run, in order, as they are made. Close it (or use `with`) unless it was exhausted.
 
@@ -145,12 +148,12 @@ def reading(source: Source[Any], limit: int | None = None) -> Iterator[Work]:
             start = time.perf_counter()
 
 
-def timed(name: str, stage: Stage) -> Stage:
+def timed(name: str, stage: FrameStage) -> FrameStage:
     """`stage`, its wall time noted in each frame's `timings_ms`."""
 
     def measured(work: Work) -> Work | None:
         start = time.perf_counter()
-        done: Work | None = stage(work)
+        done = stage(work)
         work.timings_ms[name] = (time.perf_counter() - start) * 1e3
         return done
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from ..bitstream import Scaling, StreamHeader
 from ..bitstream.header import DEFAULT_CODER, tile_for
-from ..engine.bundle import Bundle, ClassInfo, CodecSpec, write_bundle
+from ..engine.bundle import Bundle, ClassInfo, CodecSpec, add_variant, write_bundle
 from ..errors import ArtifactError, UsageError
 from ..models import registry
 from ..training.checkpoint import Weights
 from ..training.data import ClassSet
 from ..training.train_segmenter import check_fit
 from .onnx import OPSET, Exported, codec_graphs, export_role, halve_weights, segmenter_graph
+from .program import verify_program, write_program
 from .verify import make_reference, verify_entropy, verify_export
 
 
@@ -38,6 +39,7 @@ def export_bundle(
     coder: str = DEFAULT_CODER,
     tile: tuple[int, int] | None = None,
     half_weights: bool = False,
+    programs: bool = False,
     overwrite: bool = False,
 ) -> Bundle:
     """Export, verify, and only then write a bundle.
@@ -45,9 +47,9 @@ def export_bundle(
     codec: gives compressor and decompressor. segmenter: trained on this codec's latents. classes: of the segmenters.
     frames: real frames uint8 (N, H, W, 3) to verify on; noise without. size, largest: the usual and the largest frame
     (height, width). coder, tile: of the streams that the bundle writes. half_weights: store the segmenters' weights as
-    float16 (a codec's are never rounded: its symbols must be the ones it was trained with). Verification runs at one
-    stride by one stride, at `size` and at `largest`,
-    in batches of 1, 2 and 1.
+    float16 (a codec's are never rounded: its symbols must be the ones it was trained with). programs: add an exported
+    program of every role, as its variant "torch". Verification runs at one stride by one stride, at `size` and at
+    `largest`, in batches of 1, 2 and 1.
 
     Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
     """
@@ -93,9 +95,14 @@ def export_bundle(
             for model in models:
                 if model.role in {"segmenter", "rgb_segmenter"}:
                     halve_weights(model.path)
-        verification = _verify(models, spec, frames, size, largest)
+        shapes = _shapes(stride, size, largest)
+        verification = _verify(models, spec, frames, shapes)
+        variants = []
+        for model in models if programs else ():
+            program = write_program(model.graph, Path(folder) / f"{model.role}.pt2", model.role, channels, stride)
+            variants.append((model.role, program, verify_program(model, program, shapes)))
         parts = {"codec": codec, "segmenter": segmenter, "rgb_segmenter": rgb_segmenter}
-        return write_bundle(
+        bundle = write_bundle(
             out,
             name,
             spec,
@@ -107,17 +114,25 @@ def export_bundle(
             description,
             overwrite=overwrite,
         )
+        for role, program, report in variants:
+            bundle = add_variant(bundle, role, "torch", program, report)
+    return bundle
+
+
+def _shapes(stride: int, size: tuple[int, int], largest: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """The (batch, height, width) to verify at: the smallest, the usual and the largest frame, padded to the stride."""
+    usual, large = ([-(-side // stride) * stride for side in sides] for sides in (size, largest))
+    return [(1, stride, stride), (2, usual[0], usual[1]), (1, large[0], large[1])]
 
 
 def _verify(
     models: Sequence[Exported],
     spec: CodecSpec,
     frames: NDArray[np.uint8] | None,
-    size: tuple[int, int],
-    largest: tuple[int, int],
+    shapes: Sequence[tuple[int, int, int]],
 ) -> dict[str, Any]:
     s = spec.stride
-    usual, large = (tuple(-(-side // s) * s for side in sides) for sides in (size, largest))
+    usual = shapes[1][1:]
     header = StreamHeader(
         codec_id=spec.id,
         latent_shape=(spec.channels, usual[0] // s, usual[1] // s),
@@ -128,7 +143,6 @@ def _verify(
         coder=spec.coder,
         tile=spec.tile,
     )
-    shapes = [(1, s, s), (2, usual[0], usual[1]), (1, large[0], large[1])]
     found = verify_export(models, header, shapes, frames)
     compressor = next(m for m in models if m.role == "compressor")
     import torch

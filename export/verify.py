@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..bitstream import StreamHeader
 from ..engine.backends import open_backend
+from ..engine.placement import Placement
 from ..engine.bundle import Bundle
 from ..engine.roles import Compressor, Decompressor, RgbSegmenter, Segmenter
 from ..errors import ArtifactError, VerificationError
@@ -226,7 +227,7 @@ def _received(z: NDArray[np.float32], header: StreamHeader) -> NDArray[np.float3
 
 def verify_bundle(
     bundle: Bundle,
-    backend: str = "onnxruntime",
+    placement: Placement = Placement(),  # noqa: B008 (frozen)
     sizes: Sequence[tuple[int, int, int]] = ((1, 1, 1), (2, 360, 480), (1, 1080, 1920)),
 ) -> dict[str, Any]:
     """Check every model of a bundle on this machine; needs no torch.
@@ -235,10 +236,10 @@ def verify_bundle(
     by one; symbols exact through the coder, native against NumPy; and the manifest's reference, which torch computed at
     export, within the same limits as at export. Raises VerificationError or ArtifactError at the first failure.
     """
-    results: dict[str, Any] = {"bundle": bundle.name, "backend": backend, "sizes": [list(s) for s in sizes]}
+    results: dict[str, Any] = {"bundle": bundle.name, "backend": placement.backend, "sizes": [list(s) for s in sizes]}
     with ExitStack() as stack:
         roles = {
-            role: stack.enter_context(make(bundle, backend=backend))
+            role: stack.enter_context(make(bundle, placement))
             for role, make in ROLE_CLASSES.items()
             if role in bundle.roles
         }

@@ -41,20 +41,29 @@ class TensorSpec:
 class Backend(ABC):
     """One model file, loaded and run.
 
-    A subclass sets `name` and implements `_load` (open the file; return the input's and the output's TensorSpec, and
-    what it truly runs on), `_run` and `_close`. It may be run from any thread, one run at a time.
+    A subclass sets `name` and `providers` (what it can be asked to run on, the first where nothing is asked for) and
+    implements `_load` (open the file; return the input's and the output's TensorSpec, and what it truly runs on),
+    `_run` and `_close`. It may be run from any thread, one run at a time.
+
+    Raises UsageError for a provider that the class does not name.
 
     Attributes
     ----------
-    provider: what the model runs on, as read back after loading. input, output: TensorSpec of the model's ends.
-    runs, total_run_s, last_run_s: runs so far and their seconds of wall time.
+    asked: the provider that it must run on. provider: what it runs on, as read back after loading. input, output:
+    TensorSpec of the model's ends. runs, total_run_s, last_run_s: runs so far and their seconds of wall time.
     """
 
     name: ClassVar[str]
+    providers: ClassVar[tuple[str, ...]]
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, provider: str | None = None) -> None:
         self.path = path
         self.threads = threads
+        self.asked = self.providers[0] if provider is None else provider
+        if self.asked not in self.providers:
+            raise UsageError(
+                f"backend {self.name} has no provider '{provider}'", hint=f"its providers: {', '.join(self.providers)}"
+            )
         self.provider = ""
         self.runs = 0
         self.total_run_s = 0.0
@@ -133,3 +142,8 @@ class Backend(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path.name!r})"
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says first, or its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

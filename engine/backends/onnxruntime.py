@@ -1,4 +1,7 @@
-"""ONNX Runtime: the embedded default, on any CPU; and its CUDA provider where that is installed."""
+"""ONNX Runtime: the embedded default, on any CPU; and its CUDA provider where that is installed (onnxruntime-gpu).
+
+What the options below mean, and their defaults: ONNX Runtime's documentation, "CUDA Execution Provider".
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ArtifactError, BackendMissingError, missing_extra
-from .base import Backend, TensorSpec
+from .base import Backend, TensorSpec, first_line
 
 _DTYPES: dict[str, Any] = {
     "tensor(uint8)": np.uint8,
@@ -19,31 +22,59 @@ _DTYPES: dict[str, Any] = {
 }
 
 
+_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": (
+        "CUDAExecutionProvider",
+        {
+            # On by default, and fp32 here means fp32: TF32 rounds what it multiplies to 11 bits of mantissa. Where
+            # cuDNN has no plan without TF32 it may still take one with it; NVIDIA_TF32_OVERRIDE=0 in the environment,
+            # which works on the whole process, forbids that too.
+            "use_tf32": "0",
+            # Times every convolution algorithm at each new shape, so that the first run of a shape is slow: a stream
+            # has one shape.
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+        },
+    ),
+}
+# What a network spends its time in, and what handles full-size logits; ONNX Runtime keeps the arithmetic of shapes on
+# the CPU on purpose.
+_HEAVY = ("Conv", "Gemm", "MatMul", "Resize", "ArgMax")
+
+
 class OnnxRuntimeBackend(Backend):
-    """An ONNX file on ONNX Runtime's CPU provider."""
+    """An ONNX file on one of ONNX Runtime's providers: "cpu" (the default), or "cuda".
+
+    "cuda" runs on the first GPU that the process sees (CUDA_VISIBLE_DEVICES chooses). It is an error where the session,
+    or a single convolution, matrix product, resizing or argmax of it, is on another provider than the one asked for.
+    """
 
     name: ClassVar[str] = "onnxruntime"
-    asked: ClassVar[str] = "CPUExecutionProvider"
+    providers: ClassVar[tuple[str, ...]] = tuple(_PROVIDERS)
 
     def _load(self) -> tuple[TensorSpec, TensorSpec, str]:
         try:
             import onnxruntime as ort
         except ImportError as error:
             raise missing_extra("onnxruntime", "cpu") from error
+        asked, settings = _PROVIDERS[self.asked]
         available = ort.get_available_providers()
-        if self.asked not in available:
+        if asked not in available:
             raise self._not_active(f"this onnxruntime has {', '.join(available)}")
         try:
-            session = ort.InferenceSession(str(self.path), self._options(ort), providers=[self.asked])
+            session = ort.InferenceSession(str(self.path), self._options(ort), providers=[(asked, settings)])
         except Exception as error:  # its exception classes share no base but Exception
             raise ArtifactError(
-                f"onnxruntime {ort.__version__} cannot load {self.path}: {_first_line(error)}",
+                f"onnxruntime {ort.__version__} cannot load {self.path}: {first_line(error)}",
                 hint="export the bundle again, or install the onnxruntime it was verified with",
             ) from error
         # A provider that fails to start is replaced by the CPU with no more than a log line: read back what is active.
         active = session.get_providers()
-        if active[0] != self.asked:
+        if active[0] != asked:
             raise self._not_active(f"the session runs on {active[0]}")
+        elsewhere = _heavy_nodes_elsewhere(session, asked)
+        if elsewhere:
+            raise self._not_active(f"{len(elsewhere)} operations run elsewhere, such as {elsewhere[0]}")
         ends = (*session.get_inputs(), *session.get_outputs())
         if len(ends) != 2:
             raise ArtifactError(
@@ -62,6 +93,8 @@ class OnnxRuntimeBackend(Backend):
         # steals their cores: on 2 cores with other load, two sessions in turn took 86 ms spinning and 31 ms not, one
         # alone 31 to 44 ms against 15 (8 convolutions 96x96x3x3 at 45x60).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Which provider got which operation, for `_heavy_nodes_elsewhere`.
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 
     def _run(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -69,7 +102,7 @@ class OnnxRuntimeBackend(Backend):
             output: npt.NDArray[Any] = self._session.run(None, {self.input.name: array})[0]
         except Exception as error:
             raise ArtifactError(
-                f"{self.path.name} failed on input {list(array.shape)}: {_first_line(error)}",
+                f"{self.path.name} failed on input {list(array.shape)}: {first_line(error)}",
                 hint="latentseg verify checks the bundle on this machine",
             ) from error
         return output
@@ -85,21 +118,21 @@ class OnnxRuntimeBackend(Backend):
 
     def _not_active(self, found: str) -> BackendMissingError:
         return BackendMissingError(
-            f"asked for {self.asked}, found: {found}", hint="latentseg doctor shows what this machine can run"
+            f"asked for {_PROVIDERS[self.asked][0]}, found: {found}",
+            hint="latentseg doctor shows what this machine can run",
         )
 
 
-class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
-    """An ONNX file on ONNX Runtime's CUDA provider (the package onnxruntime-gpu)."""
-
-    name: ClassVar[str] = "onnxruntime-cuda"
-    asked: ClassVar[str] = "CUDAExecutionProvider"
+def _heavy_nodes_elsewhere(session: Any, provider: str) -> list[str]:
+    return [
+        f"{node.op_type} on {part.ep_name}"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+        if any(name in node.op_type for name in _HEAVY)
+    ]
 
 
 def _usable_cores() -> int:
     # The affinity mask, where the system has one, knows of the container's limit; the count of cores does not.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -19,6 +19,7 @@ from latentseg.benchmarks.arms import ARM_NAMES, H264, Compressed, JpegQ95, Lear
 from latentseg.benchmarks.clips import Clip, load_clip
 from latentseg.benchmarks.measure import StageClock
 from latentseg.bitstream import Reader, Writer
+from latentseg.engine.placement import Placement
 from latentseg.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def clip() -> Clip:
 
 @pytest.fixture(scope="module")
 def result(clip: Clip, tiny_bundle: Bundle) -> dict[str, Any]:
-    return segmentation.run(clip, tiny_bundle, batches=(1, 2, 8), rounds=3, warmup=1, threads=1)
+    return segmentation.run(clip, tiny_bundle, batches=(1, 2, 8), rounds=3, warmup=1, placement=Placement(threads=1))
 
 
 def row(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def test_rate_is_the_stream_s_own_bytes(result: dict[str, Any], clip: Clip, tiny
     stream = io.BytesIO()
     writer = Writer(stream, header)
     start = len(stream.getvalue())
-    with Compressor(tiny_bundle, threads=1) as compressor:
+    with Compressor(tiny_bundle, Placement(threads=1)) as compressor:
         for frame in clip.frames:
             writer.write(compressor.encode(frame[None], header)[0])
         sent = sender.send_codec(compressor, header, clip.frames)
@@ -144,7 +145,9 @@ def test_rate_is_the_stream_s_own_bytes(result: dict[str, Any], clip: Clip, tiny
 
 def test_cost_comes_from_the_manifest_at_padded_size(clip: Clip, tiny_bundle: Bundle) -> None:
     odd = Clip("odd", list(make_frames(2, 17, 30)))
-    found = segmentation.run(odd, tiny_bundle, arms=["compressed", "learned-decode"], batches=[1], rounds=1, threads=1)
+    found = segmentation.run(
+        odd, tiny_bundle, arms=["compressed", "learned-decode"], batches=[1], rounds=1, placement=Placement(threads=1)
+    )
     # The tiny bundle says 1 MAC a pixel for each network; 17x30 is computed as 24x32.
     assert [arm["macs_per_frame"] for arm in found["arms"]] == [24 * 32, 2 * 24 * 32]
     assert found["arms"][0]["quality"] is None
@@ -168,7 +171,7 @@ def test_jpeg_of_equal_size_says_what_it_is(result: dict[str, Any], clip: Clip) 
 
 def test_arms_give_the_labels_of_any_run_of_frames(clip: Clip, tiny_bundle: Bundle) -> None:
     frames = np.stack(clip.frames)
-    with segmentation.Setup(tiny_bundle, clip, threads=2) as setup:
+    with segmentation.Setup(tiny_bundle, clip, placement=Placement(threads=2)) as setup:
         by_name = {arm.name: arm for arm in setup.arms}
         for first, last in ((0, 5), (1, 2), (3, 5)):
             clock = StageClock()
@@ -183,7 +186,7 @@ def test_arms_give_the_labels_of_any_run_of_frames(clip: Clip, tiny_bundle: Bund
 
 def test_bundle_without_optional_networks(clip: Clip, tmp_path: Path) -> None:
     bundle = tiny.write_tiny_bundle(tmp_path / "small", ("compressor", "segmenter"))
-    found = segmentation.run(clip, bundle, batches=[2], rounds=1, warmup=0, threads=1)
+    found = segmentation.run(clip, bundle, batches=[2], rounds=1, warmup=0, placement=Placement(threads=1))
     assert [arm["name"] for arm in found["arms"]] == ["compressed"]
     assert {entry["name"]: entry["reason"] for entry in found["left_out"]} == {
         "learned-decode": "the bundle has no decompressor and no rgb_segmenter",
@@ -239,7 +242,9 @@ def test_h264_arm_decodes_the_clip_s_own_packets(
 ) -> None:
     clip = load_clip(make_video("libx264", bf=b_frames, crf="30"), frames=7)
     assert clip.frame_rate == (25, 1)
-    found = segmentation.run(clip, tiny_bundle, arms=["compressed", "h264"], batches=(1, 3), rounds=2, threads=2)
+    found = segmentation.run(
+        clip, tiny_bundle, arms=["compressed", "h264"], batches=(1, 3), rounds=2, placement=Placement(threads=2)
+    )
     arm = row(found, "h264")
     assert arm["detail"]["codec"] == "h264"
     # The source's frames come from the same packets, so that the RGB network says the same of both.
@@ -253,7 +258,7 @@ def test_h264_arm_decodes_the_clip_s_own_packets(
 
 def test_h264_arm_keeps_order(make_video: Callable[..., Path], tiny_bundle: Bundle) -> None:
     clip = load_clip(make_video("libx264", bf="2"))
-    with segmentation.Setup(tiny_bundle, clip, ["h264"], threads=1) as setup:
+    with segmentation.Setup(tiny_bundle, clip, ["h264"], placement=Placement(threads=1)) as setup:
         (arm,) = setup.arms
         assert isinstance(arm, H264)
         arm.start(1)
@@ -267,7 +272,7 @@ def test_h264_arm_keeps_order(make_video: Callable[..., Path], tiny_bundle: Bund
 
 def test_other_codecs_are_left_out_by_name(make_video: Callable[..., Path], tiny_bundle: Bundle) -> None:
     clip = load_clip(make_video("mpeg4"))
-    with segmentation.Setup(tiny_bundle, clip, ["h264"], threads=1) as setup:
+    with segmentation.Setup(tiny_bundle, clip, ["h264"], placement=Placement(threads=1)) as setup:
         assert setup.left_out == [{"name": "h264", "reason": "not applicable: the video's packets are mpeg4"}]
 
 

@@ -76,22 +76,66 @@ def test_model_with_two_inputs(tmp_path: Path) -> None:
         open_backend(tmp_path / "m.onnx")
 
 
+def test_unknown_provider(tiny_bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="backend onnxruntime has no provider 'rocm'") as caught:
+        open_backend(tiny_bundle.model_path("segmenter"), provider="rocm")
+    assert caught.value.hint == "its providers: cpu, cuda"
+
+
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this one has CUDA")
 def test_gpu_asked_for_and_not_there(tiny_bundle: Bundle) -> None:
     with pytest.raises(BackendMissingError, match="asked for CUDAExecutionProvider, found") as caught:
-        open_backend(tiny_bundle.model_path("segmenter"), "onnxruntime-cuda")
+        open_backend(tiny_bundle.model_path("segmenter"), provider="cuda")
     assert caught.value.exit_code == 6
+
+
+class FakeCuda:
+    """onnxruntime-gpu as far as this backend calls it, computing on the CPU: what a session says is up to the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, active: str, elsewhere: dict[str, list[str]]) -> None:
+        self.asked: list[Any] = []
+        real = onnxruntime.InferenceSession
+
+        def session(path: str, options: Any, providers: list[Any]) -> Any:
+            self.asked += providers
+            made = real(path, options, ["CPUExecutionProvider"])
+            monkeypatch.setattr(made, "get_providers", lambda: [active, "CPUExecutionProvider"])
+            parts = [
+                SimpleNamespace(ep_name=name, get_nodes=lambda ops=ops: [SimpleNamespace(op_type=op) for op in ops])
+                for name, ops in elsewhere.items()
+            ]
+            monkeypatch.setattr(made, "get_provider_graph_assignment_info", lambda: parts)
+            return made
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
 
 
 def test_provider_that_falls_back_in_silence(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     # What onnxruntime-gpu does on a machine without a driver: the provider is available, and the session is on the CPU.
-    real = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, ["CPUExecutionProvider"])
-    )
+    FakeCuda(monkeypatch, "CPUExecutionProvider", {})
     with pytest.raises(BackendMissingError, match="the session runs on CPUExecutionProvider"):
-        open_backend(tiny_bundle.model_path("segmenter"), "onnxruntime-cuda")
+        open_backend(tiny_bundle.model_path("segmenter"), provider="cuda")
+
+
+def test_operation_that_falls_back_in_silence(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cuda = tiny_bundle.model_path("segmenter"), "CUDAExecutionProvider"
+    FakeCuda(monkeypatch, cuda, {cuda: ["Conv"], "CPUExecutionProvider": ["Shape", "QLinearConv", "ArgMax"]})
+    with pytest.raises(BackendMissingError, match="2 operations run elsewhere, such as QLinearConv on CPU"):
+        open_backend(path, provider="cuda")
+    fake = FakeCuda(monkeypatch, cuda, {cuda: ["Conv", "ArgMax"], "CPUExecutionProvider": ["Shape", "Gather"]})
+    with open_backend(path, provider="cuda") as backend:  # the arithmetic of shapes is meant to be there
+        assert (backend.asked, backend.provider) == ("cuda", cuda)
+    ((name, options),) = fake.asked
+    assert (name, options["use_tf32"]) == (cuda, "0")
+
+
+def test_recorded_assignment_is_the_real_one(tiny_bundle: Bundle) -> None:
+    """The API that the check above reads, as the installed onnxruntime has it."""
+    with open_backend(tiny_bundle.model_path("segmenter")) as backend:
+        parts = backend._session.get_provider_graph_assignment_info()  # type: ignore[attr-defined]
+        assert {part.ep_name for part in parts} == {"CPUExecutionProvider"}
+        assert sorted(node.op_type for part in parts for node in part.get_nodes()) == ["ArgMax", "Cast", "Resize"]
 
 
 def test_onnxruntime_not_installed(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

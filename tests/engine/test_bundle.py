@@ -14,7 +14,7 @@ import pytest
 from _tiny_bundle import CLASSES, write_tiny_bundle
 
 from latentseg.engine import bundle as bundle_module
-from latentseg.engine.bundle import Bundle, load_bundle, write_bundle
+from latentseg.engine.bundle import Bundle, add_variant, load_bundle, write_bundle
 from latentseg.errors import ArtifactError, InputError, OutputError, UsageError
 
 
@@ -277,3 +277,155 @@ def test_unknown_source_size_means_the_padded_one(tiny_bundle: Bundle) -> None:
     tiny_bundle.check_stream(header)
     assert bundle_module.frame_size(header, 8) == (16, 24)
     assert np.prod(header.latent_shape) == 18
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Some other form of a model; what is in it is nobody's business here."""
+    file = tmp_path / "made.onnx"
+    file.write_bytes(b"int8" * 100)
+    return file
+
+
+def test_a_bundle_without_variants_has_fp32_alone(tiny_bundle: Bundle) -> None:
+    assert "variants" not in tiny_bundle.manifest
+    for role in tiny_bundle.roles:
+        assert tiny_bundle.variants(role) == ("fp32",)
+        assert tiny_bundle.model_path(role, "fp32") == tiny_bundle.model_path(role)
+
+
+def test_add_variant_and_find_it_again(folder: Path, other: Path) -> None:
+    old = load_bundle(folder)
+    new = add_variant(old, "segmenter", "int8", other, {"loss": 0.5, "of": ["a"]})
+    assert new.variants("segmenter") == ("fp32", "int8")
+    assert new.variants("rgb_segmenter") == new.variants("compressor") == ("fp32",)
+    file = new.model_path("segmenter", "int8")
+    assert (file.name, file.read_bytes()) == ("segmenter-int8.onnx", other.read_bytes())
+    assert new.model_path("segmenter").read_bytes() == old.model_path("segmenter").read_bytes()
+    assert new.manifest["variants"]["segmenter"]["int8"]["report"] == {"loss": 0.5, "of": ["a"]}
+    # One bundle in memory, two variants added from it: the second does not take the first away.
+    both = add_variant(old, "rgb_segmenter", "torch", other.rename(other.with_suffix(".pt2")), {})
+    assert (both.variants("segmenter"), both.variants("rgb_segmenter")) == (("fp32", "int8"), ("fp32", "torch"))
+    assert both.model_path("rgb_segmenter", "torch").name == "rgb_segmenter-torch.pt2"
+    again = load_bundle(folder)
+    assert again.manifest == both.manifest
+    unchanged = {key: value for key, value in again.manifest.items() if key != "variants"}
+    assert unchanged == old.manifest
+    assert not list(folder.glob("*.partial"))
+
+
+def test_a_variant_that_is_not_there_names_the_command(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    with pytest.raises(ArtifactError, match="bundle 'tiny' has no int8 segmenter, only fp32") as caught:
+        bundle.model_path("segmenter", "int8")
+    assert caught.value.exit_code == 4
+    assert caught.value.hint == (f"latentseg build {folder} --target onnxruntime --precision int8 --frames FOLDER")
+    with pytest.raises(ArtifactError) as caught:
+        bundle.model_path("segmenter", "torch")
+    assert "latentseg export" in caught.value.hint
+    with pytest.raises(ArtifactError) as caught:
+        bundle.model_path("compressor", "int8")
+    assert "must be the ones it was trained with" in caught.value.hint
+    with pytest.raises(UsageError, match="unknown variant 'int4', expected one of fp32, fp16, int8, torch"):
+        bundle.model_path("segmenter", "int4")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "says"),
+    [
+        ("variants", [], "'variants' is [] (list), expected an object"),
+        ("variants.segmenter", None, "'variants.segmenter' is None"),
+        ("variants.compressor", {}, "'variants.compressor' is there, expected only segmenters that 'files' has"),
+        (
+            "variants.oracle",
+            {},
+            "'variants.oracle' is there, expected only segmenters that 'files' has (segmenter, rgb",
+        ),
+        ("variants.segmenter.int4", {}, "segmenter has the unknown variant 'int4', known: fp16, int8, torch"),
+        ("variants.segmenter.int8", "x", "'variants.segmenter.int8' is 'x'"),
+        ("variants.segmenter.int8.path", "../s.onnx", "relative path inside the bundle"),
+        ("variants.segmenter.int8.path", "segmenter.onnx", "a file of its own (segmenter has this one)"),
+        ("variants.segmenter.int8.path", "gone.onnx", "the file of role 'segmenter, variant int8' is missing"),
+        ("variants.segmenter.int8.sha256", "0", "64 lower-case hex"),
+        ("variants.segmenter.int8.bytes", 7, "segmenter-int8.onnx has 400 bytes, expected 7"),
+        ("variants.segmenter.int8.bytes", True, "(bool), expected an integer"),
+        ("variants.segmenter.int8.report", ..., "'variants.segmenter.int8.report' is missing"),
+        ("variants.segmenter.int8.report", "good", "expected an object"),
+    ],
+)
+def test_variants_that_lie(folder: Path, other: Path, where: str, value: Any, says: str) -> None:
+    add_variant(load_bundle(folder), "segmenter", "int8", other, {})
+    edit(folder, where, value)
+    with pytest.raises(ArtifactError) as caught:
+        load_bundle(folder)
+    assert says in str(caught.value)
+    assert caught.value.hint
+
+
+def test_a_changed_variant_is_found_before_it_is_used(folder: Path, other: Path) -> None:
+    add_variant(load_bundle(folder), "segmenter", "int8", other, {})
+    (folder / "segmenter-int8.onnx").write_bytes(b"int9" * 100)
+    bundle = load_bundle(folder)
+    assert bundle.model_path("segmenter").is_file()
+    with pytest.raises(ArtifactError, match=r"segmenter-int8.onnx was changed: SHA-256"):
+        bundle.model_path("segmenter", "int8")
+
+
+def test_variants_that_cannot_be_added(folder: Path, other: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(folder)
+    before = (folder / "manifest.json").read_bytes()
+    for role, variant in (("compressor", "int8"), ("segmenter", "int4"), ("segmenter", "fp32"), ("oracle", "int8")):
+        with pytest.raises(UsageError, match="no bundle has the variant"):
+            add_variant(bundle, role, variant, other, {})
+    with pytest.raises(ArtifactError, match="what JSON text cannot"):
+        add_variant(bundle, "segmenter", "int8", other, {"loss": float("nan")})
+    small = write_tiny_bundle(tmp_path / "small", ("compressor", "segmenter"))
+    with pytest.raises(ArtifactError, match="has no rgb_segmenter"):
+        add_variant(small, "rgb_segmenter", "int8", other, {})
+    assert (folder / "manifest.json").read_bytes() == before
+    assert not (folder / "segmenter-int8.onnx").exists()
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_variant_is_replaced_and_every_step_loads(
+    folder: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The disk fills up at each of the steps in turn; what is there afterwards is whole, old, new or without."""
+    add_variant(load_bundle(folder), "segmenter", "int8", other, {"which": "old"})
+    newer = tmp_path / "newer.onnx"
+    newer.write_bytes(b"more" * 200)
+    steps = []
+
+    def counted(original: Any) -> Any:
+        def step(*arguments: Any) -> None:
+            if len(steps) == at:
+                raise OSError(28, "No space left on device")
+            steps.append(original)
+            original(*arguments)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("_write_manifest", "_replace"):
+            patch.setattr(bundle_module, name, counted(getattr(bundle_module, name)))
+        with pytest.raises(OutputError, match="No space left"):
+            add_variant(load_bundle(folder), "segmenter", "int8", newer, {"which": "new"})
+    found = load_bundle(folder)
+    assert found.variants("segmenter") == (("fp32", "int8") if at == 0 else ("fp32",))
+    if at == 0:
+        assert found.model_path("segmenter", "int8").read_bytes() == other.read_bytes()
+    new = add_variant(found, "segmenter", "int8", newer, {"which": "new"})
+    assert new.model_path("segmenter", "int8").read_bytes() == newer.read_bytes()
+    assert new.manifest["variants"]["segmenter"]["int8"]["report"] == {"which": "new"}
+
+
+def test_a_bundle_written_anew_loses_its_variants(folder: Path, other: Path) -> None:
+    add_variant(load_bundle(folder), "segmenter", "int8", other, {})
+    (folder / "segmenter-notes.txt").write_text("mine")
+    again = write_tiny_bundle(folder, name="second", overwrite=True)
+    assert again.variants("segmenter") == ("fp32",)
+    assert not (folder / "segmenter-int8.onnx").exists()
+    assert (folder / "segmenter-notes.txt").exists()

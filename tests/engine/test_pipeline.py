@@ -7,11 +7,12 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
 
-from latentseg.engine.pipeline import BoundedQueue, Cancelled, Finished, Pipeline
+from latentseg.engine.pipeline import BoundedQueue, Cancelled, Finished, Pipeline, Streaming
 
 
 def threads() -> int:
@@ -105,6 +106,57 @@ def test_error_while_reading() -> None:
     with pytest.raises(Boom):
         got.extend(Pipeline(items(), [lambda x: x]))
     assert got == [1, 2]
+
+
+class Pairs:
+    """A stage that works on two items at once, holds them meanwhile, and says when it was closed."""
+
+    def __init__(self, broken: int = -1) -> None:
+        self.broken, self.batches, self.closed = broken, [], threading.Event()
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        try:
+            while batch := list(islice(items, 2)):
+                self.batches.append(batch)
+                if self.broken in batch:
+                    raise Boom(self.broken)
+                yield from (-item for item in batch)
+        finally:
+            self.closed.set()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 101])
+def test_streaming_stage_sees_the_items_in_order_and_the_end(count: int) -> None:
+    pairs = Pairs()
+    found = list(Pipeline(range(count), [lambda x: x + 1, Streaming(pairs), lambda x: x * 2]))
+    assert found == [-2 * (i + 1) for i in range(count)]
+    assert [len(batch) for batch in pairs.batches] == [2] * (count // 2) + [1] * (count % 2)
+    assert pairs.closed.is_set()
+
+
+def test_errors_before_and_inside_a_streaming_stage() -> None:
+    def failing(item: int) -> int:
+        if item == 5:
+            raise ValueError("five")
+        return item
+
+    got: list[int] = []
+    pairs = Pairs()
+    with pytest.raises(ValueError, match="five"):
+        got.extend(Pipeline(range(100), [failing, Streaming(pairs)]))
+    assert got == [0, -1, -2, -3, -4]  # 5 was to be in a batch with 4
+    got.clear()
+    with pytest.raises(Boom):
+        got.extend(Pipeline(range(100), [Streaming(Pairs(broken=7))]))
+    assert got == [0, -1, -2, -3, -4, -5]
+
+
+def test_closing_early_closes_a_streaming_stage() -> None:
+    pairs = Pairs()
+    pipeline = Pipeline(iter(range(10**9)), [Streaming(pairs)])
+    assert next(pipeline) == 0
+    pipeline.close()
+    assert pairs.closed.wait(5)
 
 
 def test_stop_iteration_in_a_stage_is_an_error_and_no_end() -> None:
