@@ -30,7 +30,7 @@ VERBS: dict[str, str] = {
     "train": "train a codec, a segmenter, or both together",
     "eval": "score a codec or a segmenter on labelled data",
     "export": "turn checkpoints into ONNX files and a bundle",
-    "build": "compile a bundle's GPU kernels ahead of time",
+    "build": "build GPU kernels, TensorRT engines or an int8 model of a bundle",
     "verify": "check that a bundle computes what it should on this machine",
 }
 

@@ -29,13 +29,24 @@ PACKAGES: dict[str, Package] = {
     "onnx": Package(("onnx",), "export", "pip install 'latentseg[export]'"),
     "triton": Package(("triton",), "compiling the GPU kernels: build", "pip install 'latentseg[triton]'"),
     "cuda-bindings": Package(
-        ("cuda-bindings",), "launching compiled kernels on a GPU, from Python", "pip install 'latentseg[gpu]'"
+        ("cuda-bindings",),
+        "finding the GPU, launching compiled kernels on it, CUDA graphs",
+        "pip install 'latentseg[gpu]'",
+    ),
+    "pycuda": Package(("pycuda",), "memory, streams and kernels of --backend tensorrt", "pip install pycuda"),
+    "tensorrt": Package(
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        "engines on any GPU, built on that GPU: build --target tensorrt, --backend tensorrt",
+        "pip install 'latentseg[tensorrt]'",
+    ),
+    "tensorrt-rtx": Package(
+        ("tensorrt-rtx",),
+        "engines for RTX GPUs, built without one: build --target tensorrt-rtx, --backend tensorrt",
+        "pip install 'latentseg[tensorrt-rtx]'",
     ),
     "zstandard": Package(("zstandard",), "zstd in bench entropy", "pip install 'latentseg[bench]'"),
     "constriction": Package(("constriction",), "constriction in bench entropy", "pip install 'latentseg[bench]'"),
-    # Looked for so that a report shows the whole machine; this version has no engine on a GPU yet.
-    "tensorrt": Package(("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "", ""),
-    "pycuda": Package(("pycuda",), "", ""),
+    # Looked for so that a report shows the whole machine.
     "dali": Package(("nvidia-dali-cuda130", "nvidia-dali-cuda120"), "", ""),
 }
 

@@ -1,15 +1,25 @@
-"""Build what a GPU runs of a bundle: its kernels, compiled ahead of time.
+"""Build what a machine runs of a bundle; only --target onnxruntime changes the bundle itself.
 
-    latentseg build camvid-compact --target kernels -o kernels
+    latentseg build camvid-compact --target tensorrt-rtx --precision fp16 --frames FOLDER
+    latentseg build my-bundle --target tensorrt --profile 1x360x480:8x360x480:32x1080x1920
     latentseg build my-bundle --target kernels --arch 86 90
+    latentseg build my-bundle --target onnxruntime --precision int8 --data CAMVID --split val
 
-The fused entropy decode + int2float, float2int and int2float for the streams of the bundle's
-codec, as machine code for each compute capability. Compiling needs Triton (pip install
-'latentseg[triton]') and no GPU; running what was compiled needs a GPU and `cuda-bindings` (pip
-install 'latentseg[gpu]'), and neither Triton nor torch. A kernel that spills registers is refused
-(exit 5).
+kernels: the fused entropy decode + int2float, float2int and int2float for the streams of the
+bundle's codec, as machine code. Compiling wants Triton and no GPU. A kernel that spills registers
+is refused (exit 5).
+tensorrt, tensorrt-rtx: a model as an engine, BUNDLE/engines/ROLE-PRECISION-TARGET.engine, with a
+sidecar that says what it is. Full TensorRT builds on the GPU that is to run it; TensorRT-RTX for
+any of its compute capabilities, without one.
+onnxruntime: an int8 (or fp16) ONNX file, put into the bundle as its own choice.
 
-JSON keys: schema type bundle target path triton bits tile images
+fp16 and int8 are made with real frames, and judged on them against fp32: agreement of labels, and
+mIoU where there are labels. A loss above the limit fails the build (exit 5). The codec's own models
+stay in fp32.
+
+JSON keys: schema type bundle target path; kernels: triton bits tile images; engines: engines
+(role precision version archs profile frames input output network model_sha256 onnx_sha256 source
+engine_sha256 bytes verification created_by path seconds warnings); onnxruntime: variants
 """
 
 from __future__ import annotations
@@ -17,51 +27,89 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..errors import UsageError
 from . import _common
 
-HELP = "compile a bundle's GPU kernels ahead of time"
+HELP = "build GPU kernels, TensorRT engines or an int8 model of a bundle"
+TARGETS = ("kernels", "onnxruntime", "tensorrt", "tensorrt-rtx")
+_ENGINES = ("tensorrt", "tensorrt-rtx")
+_PRECISE = ("onnxruntime", *_ENGINES)
+# Which targets an option goes with.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "precision": _PRECISE,
+    "role": _PRECISE,
+    "frames": _PRECISE,
+    "data": _PRECISE,
+    "layout": _PRECISE,
+    "split": _PRECISE,
+    "calibration": _PRECISE,
+    "profile": _ENGINES,
+    "workspace": _ENGINES,
+    "arch": ("kernels", "tensorrt-rtx"),
+    "out": ("kernels", *_ENGINES),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder, or the name of a shipped one")
-    parser.add_argument("--target", required=True, choices=["kernels"], help="what to build")
+    parser.add_argument("--target", required=True, choices=TARGETS, help="what to build")
     parser.add_argument(
-        "--arch", type=_common.positive, nargs="+", metavar="CC",
-        help="compute capabilities, major and minor in one number (default: 80 86 89 90 120)",
+        "--arch", type=_arch, nargs="+", metavar="CC",
+        help="compute capabilities, major and minor in one number, or current: this machine's GPU "
+        "(default: 80 86 89 120, and 90 for kernels)",
     )  # fmt: skip
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="where to (default: BUNDLE/kernels)")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="where to (default: BUNDLE/kernels, BUNDLE/engines)"
+    )
     _common.add_overwrite(parser)
     _common.add_json(parser, "what was built")
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--role", nargs="+", choices=("segmenter", "rgb_segmenter", "compressor", "decompressor"), metavar="ROLE",
+        help="segmenter, rgb_segmenter, compressor, decompressor (default: segmenter)",
+    )  # fmt: skip
+    models.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="default for an engine: fp32")
+    models.add_argument(
+        "--profile", metavar="MIN:OPT:MAX",
+        help="batch and frame sizes that the engine takes, each NxHxW (default: 1x8x8:8x360x480:16x1080x1920)",
+    )  # fmt: skip
+    models.add_argument(
+        "--workspace", type=_common.positive, metavar="MIB",
+        help="device memory that an engine's tactics may take (default: all)",
+    )  # fmt: skip
+    frames = parser.add_argument_group("real frames, for fp16 and int8")
+    frames.add_argument("--frames", type=Path, metavar="PATH", help="a folder of images or videos, or a video")
+    frames.add_argument("--data", type=Path, metavar="DIR", help="or a labelled data set, which gives an mIoU too")
+    frames.add_argument("--layout", metavar="NAME", help="of --data: camvid or cityscapes (default: camvid)")
+    frames.add_argument("--split", metavar="NAME", help="of --data (default: val)")
+    frames.add_argument(
+        "--calibration", type=_common.positive, metavar="N", help="frames that int8 is calibrated on (default: 64)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Build; returns the exit code."""
-    from ..engine import load_bundle
-    from ..kernels.gpu.batch import check_gpu_stream
-    from ..kernels.gpu.images import save_kernels
-    from ..kernels.triton.compile import ARCHS, compile_kernels
+    import importlib
 
-    bundle = load_bundle(args.bundle)
-    codec = bundle.codec
-    check_gpu_stream(bundle.header(1, 1))
-    folder = args.out or bundle.path / "kernels"
-    _common.check_output(str(folder), args.overwrite, folder=True)
-    kernels = compile_kernels(codec.bits, codec.tile, args.arch or ARCHS)
-    save_kernels(kernels, folder, overwrite=args.overwrite)
-    images = [
-        {"kernel": i.kernel, "floats": i.variant, "arch": i.arch, "registers": i.registers, "bytes": len(i.cubin)}
-        for i in kernels.images
-    ]
-    report = {
-        "schema": 1, "type": "build", "bundle": bundle.name, "target": args.target, "path": str(folder),
-        "triton": kernels.triton, "bits": kernels.bits, "tile": list(kernels.tile), "images": images,
-    }  # fmt: skip
-    if args.json:
-        _common.emit(report)
-    else:
-        for kernel in dict.fromkeys((i.kernel, i.variant) for i in kernels.images):
-            registers = [f"sm{i.arch} {i.registers}" for i in kernels.images if (i.kernel, i.variant) == kernel]
-            print(f"{kernel[0]:<15} {kernel[1]:<8}  registers: {', '.join(registers)}")
-    _common.note(args, f"wrote {len(images)} kernels to {folder}")
-    return 0
+    _check_options(args)
+    module = importlib.import_module(f"._build_{args.target.removesuffix('-rtx')}", __package__)
+    return int(module.build(args))
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    for name, targets in OPTIONS.items():
+        if getattr(args, name) is not None and args.target not in targets:
+            raise UsageError(
+                f"--{name} does not go with --target {args.target}", hint=f"--{name} is for {', '.join(targets)}"
+            )
+    if args.frames is not None and args.data is not None:
+        raise UsageError("--frames and --data are both given", hint="give one: folder of frames, or labelled data set")
+    if args.data is None and (args.layout is not None or args.split is not None):
+        raise UsageError("--layout and --split belong to --data", hint="--data DIR")
+    if args.calibration is not None and args.precision != "int8":
+        raise UsageError("--calibration is for int8", hint="--precision int8")
+
+
+def _arch(text: str) -> int | str:
+    return text if text == "current" else _common.positive(text)

@@ -1,11 +1,14 @@
 """Say what this machine can run, and test it.
 
-The machine, the packages and what the missing ones would bring, the native kernels, the shipped
-bundles and whether their files are as they were shipped, and a one-second self test. What is
+The machine, its GPU and driver, the packages and what the missing ones would bring, the native
+kernels, the shipped bundles and whether their files are as they were shipped, what was built of
+them (GPU kernels, engines) and for which compute capabilities, and a one-second self test. What is
 missing is said, not counted against the machine: the exit code is 0 unless a self test fails or a
-shipped bundle was changed (5).
+shipped bundle was changed (5). TensorRT is looked for, not imported.
 
-JSON keys: schema type latentseg python machine packages providers kernels bundles tests
+JSON keys: schema type latentseg python machine gpu (driver cuda devices: name capability memory;
+reason: why there is none) packages providers kernels bundles built (bundle kernels: capabilities;
+kernels_error; engines: file version archs error) tests
 
 examples:
   latentseg doctor
@@ -46,10 +49,12 @@ def run(args: argparse.Namespace) -> int:
         "latentseg": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
         "machine": describe_machine(),
+        "gpu": _gpu(),
         "packages": _packages.versions(),
         "providers": _providers(),
         "kernels": _kernels(),
         "bundles": bundles,
+        "built": [_built(bundle["name"]) for bundle in bundles],
         "tests": [_test("coder", _test_coder), _test("bundle", lambda: _test_bundle(bundles))],
     }
     if args.json:
@@ -94,6 +99,40 @@ def _bundles() -> list[dict[str, Any]]:
         except LatentsegError as error:
             entry["error"] = str(error)
         found.append(entry)
+    return found
+
+
+def _gpu() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..engine.tensorrt.gpus import find_gpus
+
+    found = asdict(find_gpus())
+    return {**found, "devices": list(found["devices"])}
+
+
+def _built(name: str) -> dict[str, Any]:
+    """What lies built beside a shipped bundle, each with why it cannot be used, where that is so."""
+    from ..engine.bundle import shipped_bundles
+    from ..engine.tensorrt.api import NAMES
+    from ..engine.tensorrt.sidecar import ENGINE_FOLDER, SUFFIX, read_engine
+    from ..kernels.gpu.images import INDEX_NAME, load_kernels
+
+    folder = shipped_bundles()[name]
+    found: dict[str, Any] = {"bundle": name, "kernels": [], "kernels_error": "", "engines": []}
+    try:
+        if (folder / "kernels" / INDEX_NAME).exists():
+            found["kernels"] = load_kernels(folder / "kernels").archs()
+    except LatentsegError as error:
+        found["kernels_error"] = str(error)
+    for path in sorted((folder / ENGINE_FOLDER).glob("*" + SUFFIX)):
+        entry: dict[str, Any] = {"file": path.name, "version": "", "archs": [], "error": ""}
+        try:
+            file = read_engine(path)
+            entry |= {"version": f"{NAMES[file.flavour]} {file.version}", "archs": list(file.archs)}
+        except LatentsegError as error:
+            entry["error"] = str(error)
+        found["engines"].append(entry)
     return found
 
 
@@ -144,6 +183,7 @@ def _test_bundle(bundles: list[dict[str, Any]]) -> str | None:
     import numpy as np
 
     from ..engine.bundle import load_bundle
+    from ..engine.placement import Placement
     from ..engine.roles import Compressor, Segmenter
 
     bundle = load_bundle(usable[0])
@@ -151,7 +191,7 @@ def _test_bundle(bundles: list[dict[str, Any]]) -> str | None:
     ramp = np.add.outer(np.arange(height), np.arange(width))
     frame = np.stack([ramp, ramp // 2, 255 - ramp], axis=-1).astype(np.uint8)
     header = bundle.header(height, width)
-    with Compressor(bundle, threads=1) as compressor, Segmenter(bundle, threads=1) as segmenter:
+    with Compressor(bundle, Placement(threads=1)) as compressor, Segmenter(bundle, Placement(threads=1)) as segmenter:
         (payload,) = compressor.encode(frame[None], header)
         labels = segmenter.labels(segmenter.entropy_decode([payload], header), (height, width))
     if labels.shape != (1, height, width) or labels.dtype != np.uint8 or labels.max() >= len(bundle.classes):
@@ -164,6 +204,7 @@ def _text(report: dict[str, Any]) -> str:
     lines = [
         f"latentseg {report['latentseg']} on Python {report['python']}, {machine['os']} {machine['architecture']}",
         f"{machine['cpu']}, {machine['cores']} usable core(s), {machine['memory_gib']} GiB",
+        *_gpu_lines(report["gpu"]),
         "",
         "packages",
     ]
@@ -183,7 +224,37 @@ def _text(report: dict[str, Any]) -> str:
     for bundle in report["bundles"]:
         state = bundle["error"] or "files verified: " + ", ".join(bundle["roles"])
         lines.append(f"bundle    {bundle['name']}: {state}")
+    for built in report["built"]:
+        lines += _built_lines(built)
     for test in report["tests"]:
         detail = test["detail"] or "wants onnxruntime and a shipped bundle"
         lines.append(f"test      {test['name']}: {test['result']} in {test['seconds']:.2f} s ({detail})")
     return "\n".join(lines)
+
+
+def _gpu_lines(gpu: dict[str, Any]) -> list[str]:
+    driver = f"driver {gpu['driver'] or 'of unknown version'}, CUDA up to {gpu['cuda']}"
+    if not gpu["devices"]:
+        return [f"no GPU: {gpu['reason']}; one would bring --backend tensorrt or torch, --provider cuda"]
+    return [
+        f"GPU {device['name']}, compute capability {device['capability'] / 10}, "
+        f"{_common.human_bytes(device['memory'])}, {driver}"
+        for device in gpu["devices"]
+    ]
+
+
+def _built_lines(built: dict[str, Any]) -> list[str]:
+    from ..engine.tensorrt.api import dotted
+
+    name = built["bundle"]
+    state = built["kernels_error"] or f"for compute capability {dotted(built['kernels'])}"
+    if not built["kernels"] and not built["kernels_error"]:
+        state = f"none; the decode on a GPU wants them: latentseg build {name} --target kernels"
+    lines = [f"built     {name}, kernels: {state}"]
+    for engine in built["engines"]:
+        state = engine["error"] or f"{engine['version']}, compute capability {dotted(engine['archs'])}"
+        lines.append(f"built     {name}, {engine['file']}: {state}")
+    if not built["engines"]:
+        command = f"latentseg build {name} --target tensorrt (or tensorrt-rtx)"
+        lines.append(f"built     {name}, engines: none; --backend tensorrt wants them: {command}")
+    return lines

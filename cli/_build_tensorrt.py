@@ -1,0 +1,121 @@
+"""`latentseg build --target tensorrt|tensorrt-rtx`: engines of a bundle's models."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from . import _common
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ..engine.tensorrt.sidecar import Profile
+
+    Images = list[npt.NDArray[np.uint8]]
+
+_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})")
+_MIB = 1 << 20
+
+
+def build(args: argparse.Namespace) -> int:
+    """Build and write every engine that was asked for; returns the exit code."""
+    from ..engine import load_bundle
+    from ..engine.tensorrt.sidecar import ENGINE_FOLDER, engine_name, sidecar_json
+    from ..export.tensorrt import build_role, check_request
+
+    bundle = load_bundle(args.bundle)
+    precision, roles = args.precision or "fp32", list(dict.fromkeys(args.role or ["segmenter"]))
+    folder = args.out or bundle.path / ENGINE_FOLDER
+    frames = parse_profile(args.profile) if args.profile else None
+    with_frames = args.frames is not None or args.data is not None
+    _common.check_output(str(folder), overwrite=True, folder=True)
+    for role in roles:  # everything that can be refused is refused before the first of them is built
+        check_request(bundle, role, precision, args.target, archs(args), with_frames)
+        if folder.is_dir():
+            _common.check_output(str(folder / engine_name(role, precision, args.target)), args.overwrite)
+    images, labels = real_frames(args) if with_frames else (None, None)
+    engines = []
+    for role in roles:
+        start = time.perf_counter()
+        _common.note(args, f"building the {role} in {precision}")
+        with _common.progress(args, "step") as update:
+            path, file, built = build_role(
+                bundle, role, precision, args.target, frames, archs(args), folder,
+                images=images, labels=labels, calibration=args.calibration or 64,
+                workspace=args.workspace * _MIB if args.workspace else None,
+                on_progress=update, overwrite=args.overwrite,
+            )  # fmt: skip
+        seconds = round(time.perf_counter() - start, 3)
+        for warning in built.warnings:
+            _common.note(args, f"{args.target} warns: {warning}")
+        row = {key: value for key, value in sidecar_json(file).items() if key not in ("schema", "bundle", "flavour")}
+        engines.append({**row, "path": str(path), "seconds": seconds, "warnings": list(built.warnings)})
+    if args.json:
+        head = {"schema": 1, "type": "build", "target": args.target, "bundle": bundle.name, "path": str(folder)}
+        _common.emit({**head, "engines": engines})
+    else:
+        print(_text(engines))
+    _common.note(args, f"wrote {len(engines)} engine(s) to {folder}")
+    return 0
+
+
+def _text(engines: list[dict[str, Any]]) -> str:
+    """For people: what each engine is for."""
+    from ..engine.tensorrt.api import dotted
+
+    lines = []
+    for engine in engines:
+        frames = " to ".join(
+            f"{n} of {w}x{h}" for n, h, w in (engine["frames"]["minimum"], engine["frames"]["maximum"])
+        )
+        lines.append(
+            f"{Path(engine['path']).name}  {_common.human_bytes(engine['bytes'])}, compute capability "
+            f"{dotted(engine['archs'])}, frames {frames}, {engine['network']['layers']} layers, "
+            f"built by {engine['version']} in {engine['seconds']:.1f} s"
+        )
+    return "\n".join(lines)
+
+
+def archs(args: argparse.Namespace) -> Sequence[int] | None:
+    """`--arch`: None where it is not given, () for this machine's GPU."""
+    if args.arch is None or args.arch == ["current"]:
+        return None if args.arch is None else ()
+    if "current" in args.arch:
+        raise UsageError("--arch current goes with no other", hint="build for this machine's GPU, or for a list")
+    found: list[int] = args.arch
+    return found
+
+
+def parse_profile(text: str) -> Profile:
+    """`--profile`: NxHxW:NxHxW:NxHxW, or one NxHxW for all three. Raises UsageError."""
+    from ..engine.tensorrt.sidecar import Profile
+
+    found = [_SIZE.fullmatch(part) for part in text.split(":")]
+    sizes = [tuple(map(int, match.groups())) for match in found if match]
+    if len(sizes) != len(found) or len(sizes) not in (1, 3):
+        raise UsageError(
+            f"--profile {text}: expected the least, the best and the most batch and frame size as NxHxW:NxHxW:NxHxW",
+            hint="for example --profile 1x360x480:8x360x480:32x1080x1920",
+        )
+    least, best, most = sizes * 3 if len(sizes) == 1 else sizes
+    if not all(low <= middle <= high for low, middle, high in zip(least, best, most, strict=True)):
+        raise UsageError(f"--profile {text}: the best does not lie between the least and the most")
+    return Profile(least, best, most)
+
+
+def real_frames(args: argparse.Namespace) -> tuple[Images, Images | None]:
+    """The frames of `--frames`, or frames and labels of `--data`, `--layout` and `--split`."""
+    from ..training.data import labelled, read_frames, read_pairs
+
+    if args.frames is not None:
+        return read_frames(args.frames), None
+    classes, pairs = labelled(args.layout or "camvid", args.data, args.split or "val")
+    images, labels = read_pairs(pairs, classes)
+    return images, labels
