@@ -1,0 +1,302 @@
+"""The parts of `gpu_suite --check`: each takes one GPU piece and compares it with the CPU engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bitstream import Scaling
+from ..engine.bundle import Bundle, load_bundle
+from ..engine.roles import Compressor, RgbSegmenter, Segmenter
+from ..errors import BackendMissingError, VerificationError
+from ..export.verify import synthetic_frames
+from ..kernels import entropy
+
+if TYPE_CHECKING:
+    from ..kernels.gpu.device import Device
+    from ..kernels.gpu.images import KernelSet
+
+SIZE = (360, 480)
+FRAMES = 5  # batches of 2 leave a last one of 1
+# Least share of labels that must be as the CPU's: they may differ where two logits tie.
+AGREEMENT = {"fp32": 0.998, "fp16": 0.99, "int8": 0.95}
+# Latents that no tile fits, and one of a single position.
+FLOATS = ("float32", "float16")
+AWKWARD = ((3, 1, 1), (5, 17, 31), (32, 45, 60))
+
+
+class Checks:
+    """The frames, payloads and the CPU's answers that every part is compared with."""
+
+    def __init__(self, bundle: str, folder: Path) -> None:
+        """folder: where parts may write."""
+        self.folder = folder
+        self.bundle: Bundle = load_bundle(bundle)
+        self.frames = synthetic_frames(FRAMES, *SIZE)
+        self.header = self.bundle.header(*SIZE)
+
+    @cached_property
+    def payloads(self) -> list[bytes]:
+        with Compressor(self.bundle) as compressor:
+            return compressor.encode(self.frames, self.header)
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """The CPU engine's, (N, H, W)."""
+        with Segmenter(self.bundle) as segmenter:
+            return segmenter.labels(segmenter.entropy_decode(self.payloads, self.header), SIZE)
+
+    @cached_property
+    def rgb_labels(self) -> NDArray[np.uint8]:
+        with RgbSegmenter(self.bundle) as segmenter:
+            return segmenter.labels(self.frames)
+
+    def kernels(self, capability: int) -> KernelSet:
+        """The kernels of the bundle's streams, compiled here for this GPU."""
+        from ..kernels.triton.compile import compile_kernels
+
+        return compile_kernels(self.bundle.codec.bits, self.bundle.codec.tile, [capability])
+
+    def agreement(self, what: str, found: NDArray[np.uint8], expected: NDArray[np.uint8], precision: str) -> float:
+        """Share of equal labels. Raises VerificationError below the limit."""
+        if found.shape != expected.shape:
+            raise VerificationError(f"{what}: labels of {found.shape}, expected {expected.shape}")
+        share = float((found == expected).mean())
+        if share < AGREEMENT[precision]:
+            raise VerificationError(
+                f"{what}: {share:.4%} of the labels are the CPU's, expected at least {AGREEMENT[precision]:.1%}"
+            )
+        return round(share, 6)
+
+
+def gpu(checks: Checks) -> dict[str, Any]:
+    """What GPU there is."""
+    from ..engine.tensorrt.gpus import find_gpus
+
+    found = find_gpus()
+    if not found.devices:
+        raise BackendMissingError(found.reason)
+    names = [f"{device.name} ({device.capability / 10})" for device in found.devices]
+    return {"driver": found.driver, "cuda": found.cuda, "gpus": "; ".join(names)}
+
+
+def _decode(checks: Checks, device: Device) -> dict[str, Any]:
+    """Fused decode + int2float on a device: floats equal to the CPU's, bit for bit, and damage found."""
+    from ..errors import InputError
+    from ..kernels.gpu.launch import GpuDecoder
+
+    kernels = checks.kernels(device.capability)
+    rng = np.random.default_rng(0)
+    batches = 0
+    for shape in AWKWARD:
+        for scaling in (Scaling("fixed", -3.0, 5.5), Scaling("channel"), Scaling("tensor")):
+            header = replace(checks.header, latent_shape=shape, source_size=(0, 0), scaling=scaling)
+            latents = rng.laplace(0, 1.5, (FRAMES, *shape)).astype(np.float32)
+            payloads = [entropy.encode_latent(latent, header) for latent in latents]
+            expected = np.stack([entropy.decode_latent(payload, header) for payload in payloads])
+            for floats in FLOATS:
+                decoder = GpuDecoder(device, kernels, header, FRAMES, floats)
+                for count in (1, FRAMES):
+                    found = decoder.decode(payloads[:count])
+                    if not np.array_equal(found, expected[:count].astype(floats)):
+                        raise VerificationError(f"{shape}, {scaling.mode}, {floats}, batch {count}: other floats")
+                    batches += 1
+    bad = bytearray(checks.payloads[-1])
+    bad[-1] ^= 0x80  # the last lane's last bit: filling, or a bit of its last state, which has to be 0
+    decoder = GpuDecoder(device, kernels, checks.header, FRAMES, FLOATS[0])
+    try:
+        decoder.decode([*checks.payloads[:-1], bytes(bad)])
+    except InputError:
+        return {"device": device.name, "batches": batches, "floats": "equal", "damage": "found"}
+    raise VerificationError("a damaged payload was decoded without a word")
+
+
+def decode_bindings(checks: Checks) -> dict[str, Any]:
+    """Compiled kernels through cuda.bindings."""
+    from ..kernels.gpu.launch import Gpu
+
+    with Gpu() as device:
+        return _decode(checks, device)
+
+
+def decode_pycuda(checks: Checks) -> dict[str, Any]:
+    """Compiled kernels through PyCUDA."""
+    from ..engine.tensorrt.execution import open_device
+
+    with open_device() as device:
+        return _decode(checks, device)
+
+
+def decode_triton(checks: Checks) -> dict[str, Any]:
+    """The kernels as Triton launches them itself, fused and apart."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BackendMissingError(f"torch {torch.__version__} sees no CUDA device")
+    from .gpu_entropy import Bench, check
+
+    rng = np.random.default_rng(0)
+    for shape in AWKWARD:
+        q = np.clip(rng.laplace(128, 6, shape).round(), 0, 255).astype(np.uint8)
+        for count in (1, FRAMES):
+            check(Bench(q, count, checks.bundle.codec.tile, "cuda"))
+    return {"batches": 2 * len(AWKWARD), "floats": "equal", "damage": "found"}
+
+
+def graph(checks: Checks) -> dict[str, Any]:
+    """A captured CUDA graph of the decoder, on PyCUDA's stream through cuda.bindings, against the same calls."""
+    from ..engine.tensorrt.execution import open_device
+    from ..kernels.gpu import shapes
+    from ..kernels.gpu.batch import plan_batch
+    from ..kernels.gpu.launch import DecodeKernel
+
+    header = checks.header
+    with open_device() as device, device.active():
+        kernel = DecodeKernel(device, checks.kernels(device.capability), header, "float32")
+        batch = plan_batch(checks.payloads, header)
+        data, out = device.allocate(batch.data.nbytes), device.allocate(4 * batch.frames * header.symbols)
+        history = device.allocate(4 * shapes.history_words(batch.lane_count, header.tile))
+        damaged, stream = device.allocate(4 * batch.frames), device.stream()
+        room = device.pinned(batch.data.nbytes)
+        room[:] = batch.data
+
+        def body() -> None:
+            device.upload(data, room, stream)
+            device.fill(damaged, shapes.SOUND, batch.frames, stream)
+            kernel.start(batch, header, batch.word_count, stream, data=data, history=history, damaged=damaged, out=out)
+
+        captured = device.capture(stream, body, 3)
+        found = np.empty((batch.frames, *header.latent_shape), np.float32)
+        device.fill(out, 0, found.size, stream)
+        for _ in range(3):
+            device.replay(captured, stream)
+        device.download(found, out, stream)
+    expected = np.stack([entropy.decode_latent(payload, header) for payload in checks.payloads])
+    if not np.array_equal(found, expected):
+        raise VerificationError("the replayed graph gave other floats than the CPU")
+    return {"nodes": captured.nodes, "floats": "equal"}
+
+
+def _copied(checks: Checks) -> Bundle:
+    """The bundle in a folder that may be written to, its kernels compiled for this GPU."""
+    import shutil
+
+    from ..engine.tensorrt.gpus import this_gpu
+    from ..kernels.gpu.images import save_kernels
+
+    folder = checks.folder / "bundle"
+    if not folder.exists():
+        kernels = checks.kernels(this_gpu().capability)
+        shutil.copytree(checks.bundle.path, folder, ignore=shutil.ignore_patterns("engines", "kernels"))
+        save_kernels(kernels, folder / "kernels")
+    return load_bundle(folder)
+
+
+def _engines(checks: Checks, flavour: str) -> dict[str, Any]:
+    """Engines built for this GPU: every role as it is, then bytes to labels fused, in graphs and without."""
+    from ..engine.placement import Placement
+    from ..engine.tensorrt.api import open_flavour
+    from ..engine.tensorrt.runner import FusedSegmenter
+    from ..engine.tensorrt.sidecar import ENGINE_FOLDER, Profile
+    from ..export.tensorrt import build_role
+
+    api = open_flavour(flavour)
+    bundle = _copied(checks)
+    found: dict[str, Any] = {"version": api.version}
+    frames = Profile((1, *SIZE), (2, *SIZE), (FRAMES, *SIZE))
+    for role in ("segmenter", "rgb_segmenter"):
+        build_role(bundle, role, "fp32", flavour, frames, (), bundle.path / ENGINE_FOLDER, overwrite=True)
+    placement = Placement("tensorrt")
+    with Segmenter(bundle, placement) as segmenter:
+        latents = segmenter.entropy_decode(checks.payloads, checks.header)
+        found["segmenter"] = checks.agreement("segmenter", segmenter.labels(latents, SIZE), checks.labels, "fp32")
+        found["provider"] = segmenter.backend.provider
+    with RgbSegmenter(bundle, placement) as rgb:
+        found["rgb_segmenter"] = checks.agreement("rgb", rgb.labels(checks.frames), checks.rgb_labels, "fp32")
+    for graphs in (False, True):
+        with FusedSegmenter(bundle, checks.header, SIZE, batch=2, slots=2, graphs=graphs) as fused:
+            labels = np.concatenate([
+                fused.collect(fused.submit(checks.payloads[start : start + 2])).labels
+                for _ in range(3)  # the first run of a shape is not captured, the third replays
+                for start in range(0, FRAMES, 2)
+            ])  # fmt: skip
+        name = "fused in graphs" if graphs else "fused"
+        for turn in range(3):
+            part = labels[turn * FRAMES : (turn + 1) * FRAMES]
+            found[name] = checks.agreement(f"{name}, turn {turn}", part, checks.labels, "fp32")
+    return found
+
+
+def tensorrt(checks: Checks) -> dict[str, Any]:
+    """Full TensorRT."""
+    return _engines(checks, "tensorrt")
+
+
+def tensorrt_rtx(checks: Checks) -> dict[str, Any]:
+    """TensorRT-RTX, whose list of GPUs lacks the H100: whether its runtime takes one is found out here."""
+    return _engines(checks, "tensorrt-rtx")
+
+
+def torch_backend(checks: Checks) -> dict[str, Any]:
+    """An exported program with random weights, compiled for the GPU, against its graph on the CPU."""
+    import torch
+
+    from ..engine.backends import open_backend
+    from ..export.onnx import segmenter_graph
+    from ..export.program import write_program
+    from ..models import registry
+
+    if not torch.cuda.is_available():
+        raise BackendMissingError(f"torch {torch.__version__} sees no CUDA device")
+    torch.manual_seed(0)
+    found: dict[str, Any] = {}
+    for role, network, options in (
+        ("segmenter", "compact-latent", {"channels": 32, "classes": 11}),
+        ("rgb_segmenter", "compact-rgb", {"classes": 11}),
+    ):
+        graph = segmenter_graph(registry.create(network, **options), rgb=role == "rgb_segmenter")
+        path = write_program(graph, checks.folder / f"{role}.pt2", role, 32, 8)
+        with open_backend(path, "torch") as backend:
+            for batch, height, width in ((1, 8, 8), (2, *SIZE)):
+                frames = synthetic_frames(batch, height, width)
+                if role == "rgb_segmenter":
+                    source: NDArray[Any] = frames
+                else:
+                    shape = (batch, 32, height // 8, width // 8)
+                    source = np.random.default_rng(0).normal(0, 3, shape).astype(np.float32)
+                with torch.no_grad():
+                    expected = graph(torch.from_numpy(source)).numpy()
+                where = f"{role} {batch}x{height}x{width}"
+                found[where] = checks.agreement(where, backend.run(source), expected, "fp32")
+            found["provider"] = backend.provider
+    return found
+
+
+def onnxruntime_cuda(checks: Checks) -> dict[str, Any]:
+    """ONNX Runtime's CUDA provider, read back, against its CPU provider."""
+    from ..engine.placement import Placement
+
+    placement = Placement("onnxruntime", provider="cuda")
+    with Segmenter(checks.bundle, placement) as segmenter:
+        latents = segmenter.entropy_decode(checks.payloads, checks.header)
+        share = checks.agreement("segmenter", segmenter.labels(latents, SIZE), checks.labels, "fp32")
+        return {"provider": segmenter.backend.provider, "segmenter": share}
+
+
+PARTS: dict[str, Callable[[Checks], dict[str, Any]]] = {
+    "gpu": gpu,
+    "decode-triton": decode_triton,
+    "decode-cuda-bindings": decode_bindings,
+    "decode-pycuda": decode_pycuda,
+    "graph": graph,
+    "tensorrt": tensorrt,
+    "tensorrt-rtx": tensorrt_rtx,
+    "torch": torch_backend,
+    "onnxruntime-cuda": onnxruntime_cuda,
+}

@@ -1,0 +1,122 @@
+"""The GPU suite's check, on fakes of GPU and TensorRT: right is told from wrong, and nothing is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from _fake_engines import write_fake_engine
+from _fused_setup import Setup
+from _kernel_images import kernels
+
+from latentseg.benchmarks import gpu_checks, gpu_suite
+from latentseg.engine.tensorrt.gpus import GpuInfo
+from latentseg.errors import BackendMissingError, UsageError, VerificationError
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    """The fake machine, small frames, and kernels that were compiled elsewhere."""
+    setup = Setup(tmp_path, monkeypatch)
+    setup.plug_in()
+    tile = setup.header.tile
+    monkeypatch.setattr(gpu_checks, "SIZE", (24, 32))
+    monkeypatch.setattr(gpu_checks, "AWKWARD", ((3, 1, 1), (5, 17, 31)))
+    monkeypatch.setattr(gpu_checks, "FLOATS", ("float32",))
+    monkeypatch.setattr(gpu_checks.Checks, "kernels", lambda self, capability: kernels(capability, tile=tile))
+    monkeypatch.setattr("latentseg.engine.tensorrt.gpus.this_gpu", lambda: GpuInfo("Fake", 90, 2**30))
+    monkeypatch.setattr("latentseg.kernels.gpu.launch.Gpu", lambda: setup.device(bindings=True))
+
+    def build(bundle: Any, role: str, precision: str, flavour: str, *rest: Any, **options: Any) -> None:
+        write_fake_engine(bundle, setup.cuda, role, precision, flavour, frames=((1, 24, 32), (5, 24, 32)))
+
+    monkeypatch.setattr("latentseg.export.tensorrt.build_role", build)
+    return setup
+
+
+def rows_of(machine: Setup, *parts: str) -> dict[str, dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    assert gpu_suite.check(str(machine.bundle.path), parts, rows.append) == rows
+    return {row["part"]: row for row in rows}
+
+
+def test_what_is_right_runs(machine: Setup) -> None:
+    rows = rows_of(machine, "decode-cuda-bindings", "decode-pycuda", "graph", "tensorrt")
+    assert {part: row["result"] for part, row in rows.items()} == dict.fromkeys(rows, "ran"), rows
+    assert rows["decode-pycuda"]["detail"] == {"device": "Fake", "batches": 12, "floats": "equal", "damage": "found"}
+    assert rows["graph"]["detail"] == {"nodes": 3, "floats": "equal"}
+    found = rows["tensorrt"]["detail"]
+    assert [found[key] for key in ("segmenter", "rgb_segmenter", "fused", "fused in graphs")] == [1.0] * 4
+    assert machine.cuda.calls["cuGraphLaunch"] > 0
+    assert machine.clean
+
+
+def test_wrong_floats_are_found(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = machine.cuda.kernel
+
+    def off_by_one_bit(kernel: str, named: dict[str, int]) -> None:
+        good(kernel, named)
+        machine.cuda.view(named["out"], 4)[0] ^= 1
+
+    monkeypatch.setattr(machine.cuda, "kernel", off_by_one_bit)
+    rows = rows_of(machine, "decode-pycuda", "graph")
+    assert [row["result"] for row in rows.values()] == ["failed", "failed"]
+    assert "other floats" in rows["decode-pycuda"]["detail"]["error"]
+
+
+def test_damage_that_is_passed_over_is_found(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentseg.kernels.gpu.launch.check_damage", lambda damaged: None)
+    row = rows_of(machine, "decode-pycuda")["decode-pycuda"]
+    assert row["result"] == "failed"
+    assert "damaged payload was decoded" in row["detail"]["error"]
+
+
+def test_labels_of_another_network_are_found(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks.Checks, "labels", np.full((5, 24, 32), 9, np.uint8))
+    row = rows_of(machine, "tensorrt")["tensorrt"]
+    assert row["result"] == "failed"
+    assert "0.0000% of the labels are the CPU's, expected at least 99.8%" in row["detail"]["error"]
+
+
+def test_a_graph_that_starts_nothing_is_found(machine: Setup) -> None:
+    machine.module.silent = True
+    assert rows_of(machine, "tensorrt")["tensorrt"]["result"] == "failed"
+
+
+def test_results_are_told_apart() -> None:
+    def raising(error: Exception) -> Any:
+        def body() -> dict[str, Any]:
+            raise error
+
+        return body
+
+    def result(error: Exception) -> tuple[str, str]:
+        row = gpu_suite.run_part("x", raising(error))
+        return row["result"], next(iter(row["detail"]))
+
+    assert result(BackendMissingError("no GPU")) == ("not available here", "reason")
+    assert result(ModuleNotFoundError("no", name="torch")) == ("not available here", "reason")
+    assert result(ModuleNotFoundError("no", name="latentseg.x")) == ("failed", "error")
+    assert result(ImportError("cannot import name")) == ("failed", "error")
+    assert result(VerificationError("other")) == ("failed", "error")
+    assert result(ZeroDivisionError()) == ("failed", "error")
+    codes = {("ran",): 0, ("ran", "not available here"): 0, ("not available here",): 6, ("ran", "failed"): 5}
+    for results, code in codes.items():
+        assert gpu_suite.exit_code([{"result": found} for found in results]) == code
+
+
+def test_command_line(machine: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "rows.jsonl"
+    options = ["--check", "--bundle", str(machine.bundle.path), "--record", str(record)]
+    assert gpu_suite.main([*options, "--parts", "decode-pycuda"]) == 0
+    (row,) = [json.loads(line) for line in record.read_text().splitlines()]
+    shown = capsys.readouterr()
+    assert row == json.loads(shown.out)
+    assert row.keys() >= {"part", "result", "detail", "seconds", "machine", "versions", "date", "bundle"}
+    assert "decode-pycuda" in shown.err
+    assert gpu_suite.main([*options, "--parts", "decode-opencl"]) == UsageError.exit_code
+    assert "no part 'decode-opencl'" in capsys.readouterr().err
+    assert gpu_suite.main(["--check", "--bundle", str(tmp_path / "none")]) in (3, 4)
