@@ -79,10 +79,11 @@ def _roles(args: argparse.Namespace, bundle: Bundle) -> list[str]:
 
 def _frames(args: argparse.Namespace, most: int) -> tuple[Images, Images | None]:
     """At most `most` frames, spread over what is given, and their labels where there are any."""
-    from ..training.data import IMAGE_SUFFIXES, labelled, read_frames, read_pairs
+    from ..engine.sources.images import SUFFIXES
+    from ..training.data import labelled, read_frames, read_pairs
 
     if args.frames is not None:
-        images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in args.frames.rglob("*"))
+        images = sum(path.suffix.lower() in SUFFIXES for path in args.frames.rglob("*"))
         return read_frames(args.frames, every=max(1, images // most), limit=most), None
     classes, pairs = labelled(args.layout or "camvid", args.data, args.split or "train")
     count = min(most, len(pairs))

@@ -33,7 +33,7 @@ PACKAGES: dict[str, Package] = {
         "finding the GPU, launching compiled kernels on it, CUDA graphs",
         "pip install 'latentseg[gpu]'",
     ),
-    "pycuda": Package(("pycuda",), "memory, streams and kernels of --backend tensorrt", "pip install pycuda"),
+    "pycuda": Package(("pycuda",), "memory, streams and kernels of --backend tensorrt", "pip install 'latentseg[pycuda]'"),
     "tensorrt": Package(
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         "engines on any GPU, built on that GPU: build --target tensorrt, --backend tensorrt",

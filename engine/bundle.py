@@ -18,7 +18,6 @@ from .. import __version__
 from ..bitstream import StreamHeader
 from ..errors import ArtifactError, InputError, OutputError, UsageError
 from .manifest import (
-    LABELLING_ROLES,
     MANIFEST_NAME,
     ROLES,
     SCHEMA,
@@ -28,6 +27,7 @@ from .manifest import (
     Manifest,
     parse_manifest,
     read_manifest,
+    variants_of,
 )
 
 __all__ = ["Bundle", "ClassInfo", "CodecSpec", "add_variant", "load_bundle", "shipped_bundles", "write_bundle"]
@@ -122,7 +122,7 @@ class Bundle:
 
     def _lacks(self, role: str, variant: str) -> ArtifactError:
         found = f"bundle '{self.name}' has no {variant} {role}, only {', '.join(self.variants(role))}"
-        if role not in LABELLING_ROLES:
+        if variant not in variants_of(role):
             return ArtifactError(found, hint="a codec runs in fp32: its symbols must be the ones it was trained with")
         return ArtifactError(found, hint=_HOW_TO_BUILD[variant].format(bundle=self.path))
 
@@ -308,10 +308,10 @@ def add_variant(bundle: Bundle, role: str, variant: str, file: Path, report: Map
     UsageError: no such role or variant. ArtifactError: the bundle lacks the role, or the report is no JSON.
     OutputError: writing failed.
     """
-    if variant not in VARIANTS or role not in LABELLING_ROLES:
+    if role not in ROLES or variant not in variants_of(role):
         raise UsageError(
             f"no bundle has the variant '{variant}' of role '{role}'",
-            hint=f"variants: {', '.join(VARIANTS)}; roles: {', '.join(r for r in ROLES if r in LABELLING_ROLES)}",
+            hint="; ".join(f"{known}: {', '.join(variants_of(known))}" for known in ROLES),
         )
     bundle.model_path(role)
     folder = bundle.path

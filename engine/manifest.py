@@ -30,8 +30,9 @@ ROLES: dict[str, str] = {
 }
 REQUIRED_ROLES = ("compressor",)  # a codec alone can encode; what needs another role says so
 LABELLING_ROLES = {"segmenter", "rgb_segmenter"}  # with neither, a bundle has no labels and needs no classes
-# Forms of a segmenter beside the fp32 ONNX file. A codec has none: its symbols must be the ones it was trained with.
+# Forms of a model beside its fp32 ONNX file. A codec's is fp32, too: its symbols must be the ones it was trained with.
 VARIANTS = ("fp16", "int8", "torch")
+CODEC_VARIANTS = ("torch",)
 
 _MAX_MANIFEST_BYTES = 4 << 20
 _MAX_CHANNELS = 4096
@@ -106,6 +107,11 @@ class Manifest:
     classes: tuple[ClassInfo, ...]
     variants: dict[str, dict[str, VariantFile]]
     raw: dict[str, Any]
+
+
+def variants_of(role: str) -> tuple[str, ...]:
+    """The variants that a role's model can have."""
+    return VARIANTS if role in LABELLING_ROLES else CODEC_VARIANTS
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -225,15 +231,14 @@ def _parse_variants(top: _Section, files: Mapping[str, ModelFile]) -> dict[str, 
     variants: dict[str, dict[str, VariantFile]] = {}
     taken = {file.path: role for role, file in files.items()}
     for role in section.value:
-        known = [r for r in ROLES if r in LABELLING_ROLES & files.keys()]
-        if role not in known:
-            raise section.error(role, "there", f"only segmenters that 'files' has ({', '.join(known) or 'none'})")
+        if role not in files:
+            raise section.error(role, "there", f"only roles that 'files' has ({', '.join(files)})")
         by_name = section.section(role)
         variants[role] = {}
         for name in by_name.value:
-            if name not in VARIANTS:
+            if name not in variants_of(role):
                 raise ArtifactError(
-                    f"{top.where}: {role} has the unknown variant '{name}', known: {', '.join(VARIANTS)}",
+                    f"{top.where}: {role} has the unknown variant '{name}', known: {', '.join(variants_of(role))}",
                     hint="pip install --upgrade latentseg, or " + _REEXPORT,
                 )
             entry = by_name.section(name)

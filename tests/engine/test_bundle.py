@@ -338,12 +338,8 @@ def test_a_variant_that_is_not_there_names_the_command(folder: Path) -> None:
     [
         ("variants", [], "'variants' is [] (list), expected an object"),
         ("variants.segmenter", None, "'variants.segmenter' is None"),
-        ("variants.compressor", {}, "'variants.compressor' is there, expected only segmenters that 'files' has"),
-        (
-            "variants.oracle",
-            {},
-            "'variants.oracle' is there, expected only segmenters that 'files' has (segmenter, rgb",
-        ),
+        ("variants.compressor", {"int8": {}}, "compressor has the unknown variant 'int8', known: torch"),
+        ("variants.oracle", {}, "'variants.oracle' is there, expected only roles that 'files' has (compressor, "),
         ("variants.segmenter.int4", {}, "segmenter has the unknown variant 'int4', known: fp16, int8, torch"),
         ("variants.segmenter.int8", "x", "'variants.segmenter.int8' is 'x'"),
         ("variants.segmenter.int8.path", "../s.onnx", "relative path inside the bundle"),
