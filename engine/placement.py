@@ -35,6 +35,7 @@ class Placement:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise UsageError(f"unknown backend '{self.backend}'", hint=f"known: {', '.join(BACKENDS)}")
+        BACKENDS[self.backend]().pick(self.provider)
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision '{self.precision}'", hint=f"known: {', '.join(PRECISIONS)}")
         check_threads(self.threads)

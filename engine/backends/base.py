@@ -59,17 +59,23 @@ class Backend(ABC):
     def __init__(self, path: Path, threads: int | None = None, provider: str | None = None) -> None:
         self.path = path
         self.threads = threads
-        self.asked = self.providers[0] if provider is None else provider
-        if self.asked not in self.providers:
-            raise UsageError(
-                f"backend {self.name} has no provider '{provider}'", hint=f"its providers: {', '.join(self.providers)}"
-            )
+        self.asked = self.pick(provider)
         self.provider = ""
         self.runs = 0
         self.total_run_s = 0.0
         self.last_run_s = 0.0
         self._state = "new"
         self._ends: tuple[TensorSpec, TensorSpec] | None = None
+
+    @classmethod
+    def pick(cls, provider: str | None) -> str:
+        """The provider that was asked for, the first where none was. Raises UsageError for one that is not named."""
+        asked = cls.providers[0] if provider is None else provider
+        if asked not in cls.providers:
+            raise UsageError(
+                f"backend {cls.name} has no provider '{provider}'", hint=f"its providers: {', '.join(cls.providers)}"
+            )
+        return asked
 
     @abstractmethod
     def _load(self) -> tuple[TensorSpec, TensorSpec, str]: ...

@@ -95,6 +95,8 @@ def test_what_is_refused(machine: Setup, payloads: list[bytes], tmp_path: Path) 
     path = stream(machine, payloads, tmp_path / "a.lseg")
     with pytest.raises(UsageError, match="batches of 2 on onnxruntime"):
         Engine(machine.bundle, batch=2)
+    with pytest.raises(UsageError, match="backend tensorrt has no provider 'cpu'"):
+        Engine(machine.bundle, "tensorrt", provider="cpu")
     with pytest.raises(UsageError, match="unknown precision 'fp8'"):
         Engine(machine.bundle, "tensorrt", precision="fp8")
     with (
