@@ -23,23 +23,24 @@ FILL_BITS = 3.5
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Bytes of one payload; scales + tables + lengths + lanes is all of it.
+    """Bytes of one payload, parts of coder 2's head in eighths; scales + tables + lengths + lanes is all of it.
 
-    tables: code tables (coder 1), or the channels' parameters (coder 2).
+    tables: code tables (coder 1), or the channels' parameters and what else the head has but lengths (coder 2).
     lengths: the lanes' lengths; lanes: the lanes themselves.
     count: lanes that have bytes (channels of a single value have none).
     state_bits: bits of the lanes that hold where each begins: 11 a lane under coder 2, none under coder 1.
-    channels: (C,) int64, what each channel takes: its table or parameters, lane lengths, lanes, and its range where it
-        has its own; None where lanes run through channels.
+    channels: (C,) float64, what each channel takes: its table or parameters, lane lengths, lanes, its range where it
+        has its own, and an equal share of the few bits of a head that are no channel's; None where lanes run through
+        channels.
     """
 
     scales: int
-    tables: int
-    lengths: int
+    tables: float
+    lengths: float
     lanes: int
     count: int
     state_bits: int
-    channels: NDArray[np.int64] | None
+    channels: NDArray[np.float64] | None
 
     @property
     def lane_overhead(self) -> float:
@@ -54,28 +55,30 @@ def dissect(payload: bytes, header: StreamHeader) -> Anatomy:
     """Takes a frame's payload apart. Raises InputError for one whose parts do not add up, or lie."""
     scales = 8 * scale_count(header)
     own_scale = 8 * (header.scaling.mode == "channel")
+    lengths: NDArray[np.float64] | NDArray[np.int64]
+    tables: NDArray[np.float64] | NDArray[np.int64]
     if header.coder == "context":
         parts = unpack_context(payload, header, plan_tiles(header))
         coded = parts.channels.mode != CONSTANT
-        lane_bytes, lengths = parts.sizes, np.zeros(parts.sizes.shape, np.int64)
-        steps = np.diff(parts.sizes[coded], axis=1, prepend=0)
-        lengths[coded] = _digits(np.where(steps < 0, -2 * steps - 1, 2 * steps))
-        tables = np.full(len(coded), 3, np.int64)
+        lane_bytes, lengths = parts.sizes, parts.length_bits / 8
+        table_bytes = parts.head - float(lengths.sum())
+        tables = parts.channel_bits / 8
+        tables += (table_bytes - tables.sum()) / len(tables)
         count = int(coded.sum()) * parts.sizes.shape[1]
         state_bits = STATE_BITS * count
     else:
         lanes = unpack_payload(payload, header, plan_lanes(header))
         tables = _table_bytes(payload, scales, len(lanes.lengths), header.bits)
+        table_bytes = float(tables.sum())
         lane_bytes = lanes.lane_bytes.reshape(len(tables), -1)
         coded = lanes.lengths.max(axis=1) > 0
-        lengths = _digits(lane_bytes) * coded[:, None]
+        lengths = (_digits(lane_bytes) * coded[:, None]).sum(axis=1)
         count = int(coded.sum()) * lane_bytes.shape[1]
         state_bits = 0
-    by_table = own_scale + tables + lengths.sum(axis=1) + lane_bytes.sum(axis=1)
-    channels = None if header.coder == "huffman-frame" else by_table
-    return Anatomy(
-        scales, int(tables.sum()), int(lengths.sum()), int(lane_bytes.sum()), count, state_bits, channels
-    )
+    by_table = own_scale + tables + lengths + lane_bytes.sum(axis=1)
+    channels = None if header.coder == "huffman-frame" else by_table.astype(np.float64)
+    used = table_bytes, float(lengths.sum()), int(lane_bytes.sum())
+    return Anatomy(scales, *used, count, state_bits, channels)
 
 
 def _digits(numbers: NDArray[np.int64]) -> NDArray[np.int64]:

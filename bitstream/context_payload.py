@@ -1,11 +1,10 @@
 """The payload of one frame under coder 2 (context): what lies where. Bits themselves: kernels/context_reference.py.
 
     scales    as under coder 1
-    channels  three bytes each: mode + 4 f, g, centre
-    lengths   bytes of each lane, as the difference to the lane before it in its channel: zigzag, base 128
+    head      bits: each channel's parameters, then each lane's bytes, both as differences to the channel before
     lanes     the lanes' bytes, in order: channel, then tile in raster order
 
-A channel of one single value (mode CONSTANT) has no lanes.
+A channel of one single value (mode CONSTANT) has no f, no g and no lanes.
 """
 
 from __future__ import annotations
@@ -18,23 +17,30 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .context_model import STATE_BITS, STEPS
 from .header import StreamHeader
-from .payload import pack_number, scale_count, unpack_number, unpack_scales
+from .payload import scale_count, unpack_scales
 
 CONSTANT, CENTRED, PREDICTED = 0, 1, 2
 # The most that one symbol takes: all of the state's bits, and an escaped error.
 _SYMBOL_BITS = STATE_BITS + 8
+# What the first channel's mode, f and g are differences to; its centre: to 2^(bits - 1).
+_FIRST = (CENTRED, 16, 16)
+_ORDER_BITS = 4
+# A lane has less than 2^26 bytes, so that no number needs more in front of its one.
+_MOST_ZEROS = 26
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class TilePlan:
     """How each channel is cut into tiles, in raster order: (tiles,) int64 each, known from the stream header alone."""
 
-    top: NDArray[np.int64]
-    left: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    top: Ints
+    left: Ints
+    rows: Ints
+    columns: Ints
 
-    def shapes(self) -> list[tuple[int, int, NDArray[np.int64]]]:
+    def shapes(self) -> list[tuple[int, int, Ints]]:
         """(rows, columns, which tiles), for each of the at most four shapes."""
         pairs = sorted(set(zip(self.rows.tolist(), self.columns.tolist(), strict=True)), reverse=True)
         return [(r, c, np.flatnonzero((self.rows == r) & (self.columns == c))) for r, c in pairs]
@@ -44,10 +50,10 @@ class TilePlan:
 class Channels:
     """What the payload says about each channel: (C,) int64 each."""
 
-    mode: NDArray[np.int64]
-    f: NDArray[np.int64]
-    g: NDArray[np.int64]
-    centre: NDArray[np.int64]
+    mode: Ints
+    f: Ints
+    g: Ints
+    centre: Ints
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,18 @@ class ContextPayload:
 
     lo, hi: float32, shape (1,) or (C,).
     offsets, sizes: (C, tiles) int64, where each lane's bytes lie in the payload; 0 bytes in a constant channel.
+    channel_bits, length_bits: (C,) int64, what each channel's parameters and lengths take of the head.
+    head: bytes of the head.
     """
 
     lo: NDArray[np.float32]
     hi: NDArray[np.float32]
     channels: Channels
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    offsets: Ints
+    sizes: Ints
+    channel_bits: Ints
+    length_bits: Ints
+    head: int
 
 
 def plan_tiles(header: StreamHeader) -> TilePlan:
@@ -74,46 +85,114 @@ def plan_tiles(header: StreamHeader) -> TilePlan:
     return TilePlan(tops, lefts, np.minimum(rows, height - tops), np.minimum(columns, width - lefts))
 
 
-def pack_channels(channels: Channels) -> bytes:
-    """Three bytes a channel."""
-    rows = np.stack([channels.mode + 4 * channels.f, channels.g, channels.centre], axis=1)
-    return rows.astype(np.uint8).tobytes()
+def pack_bits(values: Ints, widths: Ints) -> bytes:
+    """Numbers of so many bits each, one behind the other, lowest bit first; the last byte's rest is 0."""
+    ends = np.cumsum(widths)
+    index = np.repeat(np.arange(len(widths)), widths)
+    bit = np.arange(int(ends[-1])) - np.repeat(ends - widths, widths)
+    return np.packbits((values[index] >> bit & 1).astype(np.uint8), bitorder="little").tobytes()
 
 
-def pack_sizes(sizes: NDArray[np.int64], mode: NDArray[np.int64]) -> bytes:
-    """The lanes' lengths: int64 (C, tiles), of the channels that are not constant."""
-    steps = np.diff(sizes[mode != CONSTANT], axis=1, prepend=0)
-    return b"".join(pack_number(int(n)) for n in np.where(steps < 0, -2 * steps - 1, 2 * steps).reshape(-1))
+def pack_head(channels: Channels, sizes: Ints, bits: int) -> bytes:
+    """The channels' parameters and the lanes' lengths, of symbols of so many bits. sizes: int64 (C, tiles)."""
+    coded = channels.mode != CONSTANT
+    mode, f, g = _FIRST
+    steps = np.zeros((len(coded), 4), np.int64)
+    steps[:, 0] = np.diff(channels.mode, prepend=mode)
+    steps[coded, 1] = np.diff(channels.f[coded], prepend=f)
+    steps[coded, 2] = np.diff(channels.g[coded], prepend=g)
+    steps[:, 3] = np.diff(channels.centre, prepend=1 << (bits - 1))
+    values, widths = _codes(steps, 0)
+    widths[~coded, 1:3] = 0
+    parts = [(values.reshape(-1), widths.reshape(-1))]
+    if coded.any():
+        lengths = [_codes(np.diff(sizes[coded], axis=0, prepend=0).reshape(-1), k) for k in range(1 << _ORDER_BITS)]
+        order = int(np.argmin([widths.sum() for _, widths in lengths]))
+        parts += [(np.array([order]), np.array([_ORDER_BITS])), lengths[order]]
+    return pack_bits(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _codes(steps: Ints, order: int) -> tuple[Ints, Ints]:
+    """Exponential-Golomb codes of signed numbers, to be written lowest bit first: values and widths."""
+    numbers = np.where(steps < 0, -2 * steps - 1, 2 * steps)
+    zeros = np.frexp(((numbers >> order) + 1).astype(np.float64))[1].astype(np.int64) - 1
+    rest = numbers - (((1 << zeros) - 1) << order)
+    return (1 << zeros) | rest << (zeros + 1), 2 * zeros + 1 + order
+
+
+class _HeadReader:
+    """Reads numbers from bit `at` on; past the payload's end there are zeros, and an InputError."""
+
+    def __init__(self, payload: bytes, at: int) -> None:
+        self._payload, self.at, self._end = payload, at, 8 * len(payload)
+
+    def take(self, width: int) -> int:
+        """The next bits, at most 57."""
+        value = self._window() & ((1 << width) - 1)
+        self.at += width
+        if self.at > self._end:
+            raise InputError(f"payload damaged: {len(self._payload)} bytes, and the channels or lane lengths go on")
+        return value
+
+    def signed(self, order: int) -> int:
+        """The next number in the exponential-Golomb code of this order."""
+        window = self._window()
+        zeros = (window & -window).bit_length() - 1
+        if not 0 <= zeros <= _MOST_ZEROS:
+            raise InputError("payload damaged: a number among the channels or lane lengths is cut or too long")
+        self.at += zeros + 1
+        number = (((1 << zeros) - 1) << order) + self.take(zeros + order)
+        return -(number + 1) // 2 if number & 1 else number // 2
+
+    def _window(self) -> int:
+        byte = self.at >> 3
+        return int.from_bytes(self._payload[byte : byte + 8], "little") >> (self.at & 7)
 
 
 def unpack_context(payload: bytes, header: StreamHeader, plan: TilePlan) -> ContextPayload:
     """Takes a payload apart; the lanes' lengths must add up to its end exactly (InputError)."""
     lo, hi = unpack_scales(payload, header)
-    count = header.latent_shape[0]
     start = 8 * scale_count(header)
-    offset = start + 3 * count
-    if len(payload) < offset:
-        raise InputError(f"payload damaged: {len(payload)} bytes, expected {offset} up to the end of the channels")
-    raw = np.frombuffer(payload, np.uint8, 3 * count, start).reshape(count, 3).astype(np.int64)
-    channels = Channels(raw[:, 0] & 3, raw[:, 0] >> 2, raw[:, 1], raw[:, 2])
-    wrong = (channels.mode > PREDICTED) | (channels.f >= STEPS) | (channels.g >= STEPS)
-    wrong |= (channels.centre >> header.bits) > 0
-    wrong |= (channels.mode == CONSTANT) & ((channels.f > 0) | (channels.g > 0))
-    if wrong.any():
-        i = int(np.flatnonzero(wrong)[0])
-        raise InputError(f"payload damaged: channel {i} has parameters {raw[i].tolist()}")
-    sizes = np.zeros((count, len(plan.top)), np.int64)
+    reader = _HeadReader(payload, 8 * start)
+    channels, channel_bits = _read_channels(reader, header)
+    count = header.latent_shape[0]
+    sizes, length_bits = np.zeros((count, len(plan.top)), np.int64), np.zeros(count, np.int64)
+    coded = np.flatnonzero(channels.mode != CONSTANT)
+    order = reader.take(_ORDER_BITS) if len(coded) else 0
     most = (plan.rows * plan.columns * _SYMBOL_BITS + STATE_BITS + 7) // 8
-    for channel in np.flatnonzero(channels.mode != CONSTANT):
-        size = 0
-        for tile in range(len(plan.top)):
-            number, offset = unpack_number(payload, offset)
-            size += -(number + 1) // 2 if number & 1 else number // 2
+    before = [0] * len(plan.top)
+    for channel in coded:
+        at = reader.at
+        for tile, size in enumerate(before):
+            size += reader.signed(order)
             if not 1 <= size <= most[tile]:
                 raise InputError(f"payload damaged: a lane of {size} bytes, expected 1..{most[tile]}")
-            sizes[channel, tile] = size
-    total = int(sizes.sum())
+            before[tile] = size
+        sizes[channel] = before
+        length_bits[channel] = reader.at - at
+    if reader.take(-reader.at % 8):
+        raise InputError("payload damaged: the bits behind the lane lengths are not 0")
+    offset, total = reader.at // 8, int(sizes.sum())
     if offset + total != len(payload):
         raise InputError(f"payload damaged: lanes of {total} bytes behind byte {offset}, but it has {len(payload)}")
     ends = offset + np.cumsum(sizes.reshape(-1)).reshape(sizes.shape)
-    return ContextPayload(lo, hi, channels, ends - sizes, sizes)
+    return ContextPayload(lo, hi, channels, ends - sizes, sizes, channel_bits, length_bits, offset - start)
+
+
+def _read_channels(reader: _HeadReader, header: StreamHeader) -> tuple[Channels, Ints]:
+    """Each channel's parameters, and how many bits they take."""
+    rows = np.zeros((header.latent_shape[0], 4), np.int64)
+    widths = np.zeros(len(rows), np.int64)
+    (mode, f, g), centre = _FIRST, 1 << (header.bits - 1)
+    for channel, row in enumerate(rows):
+        at = reader.at
+        mode += reader.signed(0)
+        if mode != CONSTANT:
+            f, g = f + reader.signed(0), g + reader.signed(0)
+        centre += reader.signed(0)
+        ranges = ((mode, PREDICTED + 1), (f, STEPS), (g, STEPS), (centre, 1 << header.bits))
+        if not all(0 <= value < limit for value, limit in ranges):
+            raise InputError(f"payload damaged: channel {channel} has parameters {[value for value, _ in ranges]}")
+        row[:] = (mode, f, g, centre) if mode != CONSTANT else (mode, 0, 0, centre)
+        widths[channel] = reader.at - at
+    return Channels(*rows.T), widths

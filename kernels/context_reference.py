@@ -20,8 +20,8 @@ from ..bitstream.context_payload import (
     Channels,
     ContextPayload,
     TilePlan,
-    pack_channels,
-    pack_sizes,
+    pack_bits,
+    pack_head,
     plan_tiles,
     unpack_context,
 )
@@ -155,14 +155,6 @@ def _lane_bits(errors: Ints, tables: Ints, coder: _Encoder) -> tuple[Ints, Ints]
     return values, widths
 
 
-def _pack_lane(values: Ints, widths: Ints) -> bytes:
-    """Parts to bytes, lowest bit first."""
-    ends = np.cumsum(widths)
-    index = np.repeat(np.arange(len(widths)), widths)
-    bit = np.arange(int(ends[-1])) - np.repeat(ends - widths, widths)
-    return np.packbits((values[index] >> bit & 1).astype(np.uint8), bitorder="little").tobytes()
-
-
 def encode(q: NDArray[np.uint8], header: StreamHeader, scales: bytes) -> bytes:
     """The payload of symbols q (uint8 (C, h, w), in range), behind `scales`."""
     plan = plan_tiles(header)
@@ -182,11 +174,11 @@ def encode(q: NDArray[np.uint8], header: StreamHeader, scales: bytes) -> bytes:
         tables = model.table_map()[f[:, None, None], g[:, None, None], levels].astype(np.int64)
         values, widths = _lane_bits(errors.reshape(len(tiles), -1), tables.reshape(len(tiles), -1), coder)
         for lane in range(len(tiles)):
-            lanes[owner[lane], which[lane % len(which)]] = _pack_lane(values[lane], widths[lane])
+            lanes[owner[lane], which[lane % len(which)]] = pack_bits(values[lane], widths[lane])
     used = lanes[coded].reshape(-1)
     sizes = np.zeros(lanes.shape, np.int64)
     sizes[coded] = np.array([len(lane) for lane in used], np.int64).reshape(len(coded), sizes.shape[1])
-    return scales + pack_channels(channels) + pack_sizes(sizes, channels.mode) + b"".join(used)
+    return scales + pack_head(channels, sizes, header.bits) + b"".join(used)
 
 
 def decode(payload: bytes, header: StreamHeader) -> NDArray[np.uint8]:

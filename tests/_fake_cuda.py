@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from latentseg.bitstream import Scaling, StreamHeader
-from latentseg.bitstream.context_payload import Channels, pack_channels, pack_sizes, plan_tiles
+from latentseg.bitstream.context_payload import Channels, pack_head, plan_tiles
 from latentseg.errors import InputError
 from latentseg.kernels import entropy
 
@@ -170,8 +170,8 @@ def decode(cuda: FakeCuda, named: dict[str, int]) -> None:
         rows = lanes[frame].transpose(1, 0, 2).reshape(-1, 2)
         coded = [words[at : at + size].tobytes() for at, size in rows.tolist()]
         assert [len(lane) for lane in coded] == rows[:, 1].tolist(), "a lane outside the words"
-        sizes = pack_sizes(rows[:, 1].reshape(channels, tiles).astype(np.int64), parts.mode)
-        payload = pack_channels(parts) + sizes + b"".join(coded)
+        head = pack_head(parts, rows[:, 1].reshape(channels, tiles).astype(np.int64), cuda.bits)
+        payload = head + b"".join(coded)
         try:
             q = entropy.decode_symbols(payload, header).reshape(channels, -1)
         except InputError:

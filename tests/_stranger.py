@@ -174,24 +174,50 @@ def context_table(j: int) -> list[tuple[int | None, int, int]]:
     return table
 
 
+class Head:
+    """The run of bits in front of the lanes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bits, self.used = int.from_bytes(data, "little"), 0
+
+    def read(self, count: int) -> int:
+        self.used += count
+        return self.bits >> (self.used - count) & (2**count - 1)
+
+    def number(self, k: int) -> int:
+        z = 0
+        while not self.read(1):
+            z += 1
+        v = (2**z - 1) * 2**k + self.read(z + k)
+        return -(v + 1) // 2 if v % 2 else v // 2
+
+
 def context(payload: bytes, p: int, shape: tuple[int, int, int], n: int, rows: int, columns: int) -> list[int]:
     c, h, w = shape
-    channels = [payload[p + 3 * i : p + 3 * i + 3] for i in range(c)]
-    p += 3 * c
+    head = Head(payload[p:])
+    mode, f, g, centre = 1, 16, 16, 2 ** (n - 1)
+    channels = []
+    for _ in range(c):
+        mode += head.number(0)
+        if mode:
+            f += head.number(0)
+            g += head.number(0)
+        centre += head.number(0)
+        assert mode in (0, 1, 2)
+        assert 0 <= min(f, g) <= max(f, g) < 48
+        assert 0 <= centre < 2**n
+        channels.append((mode, f, g, centre))
     tiles = [(y, x, min(rows, h - y), min(columns, w - x)) for y in range(0, h, rows) for x in range(0, w, columns)]
-    sizes = []
-    for first, _, _ in channels:
-        size = 0
-        for _ in tiles if first % 4 else []:
-            d, p = number(payload, p)
-            size += -(d + 1) // 2 if d % 2 else d // 2
-            sizes.append(size)
-    lengths = iter(sizes)
+    coded = [channel for channel in channels if channel[0]]
+    k = head.read(4) if coded else 0
+    sizes = [[0] * len(tiles)]
+    for _ in coded:
+        sizes.append([before + head.number(k) for before in sizes[-1]])
+    assert head.read(-head.used % 8) == 0
+    p += head.used // 8
+    lengths = iter(size for channel in sizes[1:] for size in channel)
     symbols: list[int] = []
-    for first, g, centre in channels:
-        mode, f = first % 4, first // 4
-        assert (mode, f, g) == (0, 0, 0) or (mode in (1, 2) and max(f, g) < 48)
-        assert centre < 2**n
+    for mode, f, g, centre in channels:
         plane = [[centre] * w for _ in range(h)]
         for top, left, tile_rows, tile_columns in tiles if mode else []:
             size = next(lengths)

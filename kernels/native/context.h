@@ -37,8 +37,8 @@ void context_decode_symbols(const uint8_t *payload, size_t size, const TileGeome
 void context_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, float *out, int threads);
 
 // Takes a payload apart for the GPU decoder (kernels/gpu/batch.py) and checks it, up to the lanes' bits: lo and step of
-// each range; each channel's three bytes as one number; first byte (the payload's own first one being number `at`) and
-// bytes of each lane, [tile][channel], 0 and 0 in constant channels.
+// each range; each channel's mode + 4 f + 2^8 g + 2^16 centre; first byte (the payload's own first one being number
+// `at`) and bytes of each lane, [tile][channel], 0 and 0 in constant channels.
 void context_lanes(const uint8_t *payload, size_t size, const TileGeometry &g, size_t at, float *ranges,
                    int32_t *channels, int32_t *lanes);
 

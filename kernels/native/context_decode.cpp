@@ -4,6 +4,7 @@
 #include <string>
 
 #include "context.h"
+#include "context_head.h"
 #include "context_model.h"
 #include "context_rows.h"
 #include "payload.h"
@@ -27,11 +28,6 @@ struct Lane {
     size_t number;
 };
 
-struct Channel {
-    Mode mode;
-    uint8_t f, g, centre;
-};
-
 // Lanes of equal tiles, at most kLanes.
 struct Batch {
     const Lane *lanes;
@@ -46,23 +42,6 @@ struct Plan {
     std::vector<Batch> batches;
 };
 
-std::vector<Channel> read_channels(const uint8_t *payload, size_t size, const TileGeometry &g, size_t &at) {
-    if (size - at < 3 * g.channels)
-        damaged(std::to_string(size) + " bytes, expected " + std::to_string(at + 3 * g.channels) +
-                " up to the end of the channels");
-    std::vector<Channel> channels(g.channels);
-    for (size_t i = 0; i < g.channels; ++i, at += 3) {
-        const uint8_t *p = payload + at;
-        channels[i] = {static_cast<Mode>(p[0] & 3), static_cast<uint8_t>(p[0] >> 2), p[1], p[2]};
-        const auto [mode, f, slope, centre] = channels[i];
-        if (mode > Mode::predicted || f >= kSteps || slope >= kSteps || centre >> g.bits ||
-            (mode == Mode::constant && (f || slope)))
-            damaged("channel " + std::to_string(i) + " has parameters [" + std::to_string(p[0]) + ", " +
-                    std::to_string(p[1]) + ", " + std::to_string(p[2]) + "]");
-    }
-    return channels;
-}
-
 // lo, hi in turn to lo, step in turn.
 void to_steps(std::vector<float> &ranges, int bits) {
     const float levels = static_cast<float>((1 << bits) - 1);
@@ -73,23 +52,24 @@ Plan make_plan(const uint8_t *payload, size_t size, const TileGeometry &g) {
     Plan plan;
     size_t at = 0;
     plan.ranges = read_ranges(payload, size, g, at);
-    plan.channels = read_channels(payload, size, g, at);
+    HeadReader reader(payload, size, at);
+    plan.channels = read_channels(reader, g.channels, g.bits);
 
     const size_t down = (g.height + g.rows - 1) / g.rows, across = (g.width + g.columns - 1) / g.columns;
     size_t coded = 0;
     for (const Channel &channel : plan.channels) coded += channel.mode != Mode::constant;
-    // Each lane has at least one byte of length, and one of its own: more lanes than that is a lie.
-    if (coded * down * across > (size - at) / 2) damaged("it is too short for its lanes");
+    const int order = coded ? static_cast<int>(reader.take(kOrderBits)) : 0;
+    // Each lane has at least a bit of length, and a byte of its own: more lanes than bytes is a lie.
+    if (coded * down * across > reader.left()) damaged("it is too short for its lanes");
     plan.lanes[0].reserve(coded * (g.height / g.rows) * (g.width / g.columns));
+    std::vector<int64_t> lengths(coded ? down * across : 0);
     size_t total = 0;
     for (size_t c = 0; c < g.channels; ++c) {
         if (plan.channels[c].mode == Mode::constant) continue;
-        int64_t bytes = 0;
         for (size_t tile = 0; tile < down * across; ++tile) {
             const size_t top = tile / across * g.rows, left = tile % across * g.columns;
             const size_t rows = std::min(g.rows, g.height - top), columns = std::min(g.columns, g.width - left);
-            const auto step = static_cast<int64_t>(read_number(payload, size, at));
-            bytes += step & 1 ? -(step + 1) / 2 : step / 2;
+            const int64_t bytes = lengths[tile] += reader.take_signed(order);
             const auto most = static_cast<int64_t>((rows * columns * kSymbolBits + kStateBits + 7) / 8);
             if (bytes < 1 || bytes > most)
                 damaged("a lane of " + std::to_string(bytes) + " bytes, expected 1.." + std::to_string(most));
@@ -101,6 +81,7 @@ Plan make_plan(const uint8_t *payload, size_t size, const TileGeometry &g) {
             total += static_cast<size_t>(bytes);
         }
     }
+    at = reader.finish();
     if (total != size - at)
         damaged("lanes of " + std::to_string(total) + " bytes behind byte " + std::to_string(at) + ", but it has " +
                 std::to_string(size));
@@ -109,6 +90,10 @@ Plan make_plan(const uint8_t *payload, size_t size, const TileGeometry &g) {
         for (size_t i = 0; i < lanes.size(); i += kLanes)
             plan.batches.push_back({lanes.data() + i, std::min<size_t>(kLanes, lanes.size() - i)});
     }
+    // A batch takes as long as its tiles have symbols, whatever its bytes.
+    std::stable_sort(plan.batches.begin(), plan.batches.end(), [](const Batch &a, const Batch &b) {
+        return size_t{a.lanes->rows} * a.lanes->columns > size_t{b.lanes->rows} * b.lanes->columns;
+    });
     return plan;
 }
 

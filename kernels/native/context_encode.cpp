@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "context.h"
+#include "context_head.h"
 #include "context_model.h"
 
 namespace latentseg {
@@ -50,9 +51,10 @@ LATENTSEG_CLONES void centred_row(const uint8_t *q, size_t n, int centre, int ha
 // Returns the sum of |e|.
 LATENTSEG_CLONES uint32_t predicted_row(const uint8_t *here, const uint8_t *north, const uint8_t *north_west, size_t n,
                                         int half, int8_t *__restrict errors) {
+    const uint8_t *west = here - 1;
     uint32_t sum = 0;
     for (size_t i = 0; i < n; ++i) {
-        const int16_t w = here[i - 1], v = north[i];
+        const int16_t w = west[i], v = north[i];
         const int16_t low = std::min(w, v), high = std::max(w, v), slope = static_cast<int16_t>(w + v - north_west[i]);
         const int16_t e = residue(here[i] - std::max(low, std::min(high, slope)), half);
         errors[i] = static_cast<int8_t>(e);
@@ -80,8 +82,9 @@ uint64_t predict(const uint8_t *q, size_t width, const std::vector<Tile> &tiles,
 
 LATENTSEG_CLONES void level_row(const uint8_t *here, const uint8_t *north, const uint8_t *north_east, size_t n,
                                 uint8_t *__restrict levels) {
+    const uint8_t *west = here - 1, *two_west = here - 2;
     for (size_t i = 0; i < n; ++i) {
-        const int m = 2 * (here[i - 1] + north[i]) + here[i - 2] + north_east[i] + 1;
+        const int m = 2 * (west[i] + north[i]) + two_west[i] + north_east[i] + 1;
         // floor(2 log2 m) is the exponent of m * m, which a float holds exactly.
         const int exponent = (std::bit_cast<int32_t>(static_cast<float>(m * m)) >> 23) - 127;
         levels[i] = static_cast<uint8_t>(std::min(exponent, kActivityLevels - 1));
@@ -192,20 +195,17 @@ void write_lane(uint32_t state, const uint32_t *bits, size_t n, uint8_t *out) {
     flush();
 }
 
-void put_number(size_t value, std::vector<uint8_t> &out) {
-    for (; value >= 128; value >>= 7) out.push_back(static_cast<uint8_t>((value & 127) | 128));
-    out.push_back(static_cast<uint8_t>(value));
-}
-
 // What a payload is put together from.
 struct Parts {
-    std::vector<uint8_t> head, sizes, lanes;
+    std::vector<Channel> channels;
+    std::vector<uint32_t> sizes;  // of each lane
+    std::vector<uint8_t> lanes;
     size_t used = 0;  // of lanes, which has room behind
 };
 
 void put_lanes(const ContextModel &model, const uint8_t *map, const std::vector<Tile> &tiles, Scratch &s,
                Parts &parts) {
-    size_t before = 0, first = 0;
+    size_t first = 0;
     for (size_t t = 0; t < tiles.size();) {
         const size_t n = tiles[t].rows * tiles[t].columns;
         size_t alike = 1;
@@ -224,8 +224,7 @@ void put_lanes(const ContextModel &model, const uint8_t *map, const std::vector<
                 parts.lanes.resize(2 * parts.lanes.size() + bytes + 16);
             write_lane(states[k], s.bits.data() + k * n, n, parts.lanes.data() + parts.used);
             parts.used += bytes;
-            put_number(bytes >= before ? 2 * (bytes - before) : 2 * (before - bytes) - 1, parts.sizes);
-            before = bytes;
+            parts.sizes.push_back(static_cast<uint32_t>(bytes));
         }
         first += alike * n;
         t += alike;
@@ -240,8 +239,8 @@ void put_channel(const ContextModel &model, const uint8_t *q, const TileGeometry
     for (size_t i = 0; i < n; ++i) ++part[i & 3][q[i]];
     for (int v = 0; v < 256; ++v) counts[v] = part[0][v] + part[1][v] + part[2][v] + part[3][v];
     const auto describe = [&](Mode mode, int f, int g, int centre) {
-        for (const int value : {static_cast<int>(mode) + 4 * f, g, centre})
-            parts.head.push_back(static_cast<uint8_t>(value));
+        parts.channels.push_back(
+            {mode, static_cast<uint8_t>(f), static_cast<uint8_t>(g), static_cast<uint8_t>(centre)});
     };
     if (counts[q[0]] == n) return describe(Mode::constant, 0, 0, q[0]);
 
@@ -275,12 +274,10 @@ std::vector<uint8_t> context_encode(const uint8_t *q, const TileGeometry &g, con
     scratch.levels.resize(n);
     for (auto &row : scratch.around) row.resize(kAhead + std::min(g.columns, g.width) + 1);
     Parts parts;
-    parts.head.assign(scales, scales + scale_bytes);
     for (size_t channel = 0; channel < g.channels; ++channel)
         put_channel(context_model(), q + channel * n, g, tiles, scratch, parts);
-    std::vector<uint8_t> &payload = parts.head;
-    payload.reserve(payload.size() + parts.sizes.size() + parts.used);
-    payload.insert(payload.end(), parts.sizes.begin(), parts.sizes.end());
+    std::vector<uint8_t> payload(scales, scales + scale_bytes);
+    write_head(parts.channels, parts.sizes, tiles.size(), g.bits, payload);
     payload.insert(payload.end(), parts.lanes.begin(), parts.lanes.begin() + static_cast<std::ptrdiff_t>(parts.used));
     return payload;
 }

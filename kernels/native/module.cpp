@@ -9,6 +9,7 @@
 #include "context_model.h"
 #include "entropy.h"
 #include "scaling.h"
+#include "workers.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -174,4 +175,5 @@ NB_MODULE(_native, m) {
           "lo"_a, "hi"_a, "rows"_a, "columns"_a, "at"_a, "ranges"_a.noconvert(), "what"_a.noconvert(),
           "lanes"_a.noconvert());
     m.def("context_tables_crc", &latentseg::context_tables_crc);
+    nb::module_::import_("atexit").attr("register")(nb::cpp_function(&latentseg::Workers::stop));
 }

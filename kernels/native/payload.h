@@ -6,14 +6,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "entropy.h"
 #include "scaling.h"
+#include "workers.h"
 
 namespace latentseg {
 
@@ -54,12 +53,13 @@ inline size_t read_number(const uint8_t *payload, size_t size, size_t &at) {
     damaged("a lane length is cut or too long");
 }
 
-// Calls decode(group, worker) -> the number of a damaged lane, or SIZE_MAX, for each of the groups, in any order, on up
-// to `threads` threads; worker < threads names the one that it runs on. decode throws nothing.
+// Calls decode(group, worker) -> the number of a damaged lane, or SIZE_MAX, for each of the groups, the costly ones first
+// so that threads end together, on up to `threads` threads; worker < threads names the one that it runs on. decode
+// throws nothing.
 template <class Function>
 void decode_groups(size_t groups, int threads, const Function &decode) {
     std::atomic<size_t> next{0}, worst{SIZE_MAX};
-    const auto work = [&](size_t worker) {
+    const auto work = [&](size_t worker) noexcept {
         for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < groups;) {
             const size_t bad = decode(i, worker);
             // The lowest damaged lane is named, whichever thread met one first.
@@ -68,15 +68,11 @@ void decode_groups(size_t groups, int threads, const Function &decode) {
             }
         }
     };
-    std::vector<std::thread> helpers;
     const size_t wanted = std::min<size_t>(static_cast<size_t>(threads), groups);
-    try {
-        for (size_t i = 1; i < wanted; ++i) helpers.emplace_back(work, i);
-    } catch (const std::exception &) {
-        // The machine gives no more threads, or no memory for them: those that there are take all groups.
-    }
-    work(0);
-    for (std::thread &helper : helpers) helper.join();
+    if (wanted > 1)
+        Workers::get().run(wanted - 1, work);
+    else
+        work(0);
     if (worst != SIZE_MAX) damaged("lane " + std::to_string(worst.load()) + " does not end where its length says");
 }
 

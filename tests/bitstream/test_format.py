@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from latentseg.bitstream import Reader, Scaling, StreamHeader, Writer
+from latentseg.bitstream.context_payload import CENTRED, CONSTANT, PREDICTED, plan_tiles, unpack_context
 from latentseg.bitstream.header import Coder
 from latentseg.kernels import entropy
 
@@ -23,6 +24,8 @@ TILE = (4, 4)
 
 # The first one by hand: -1.0 and 2.0; symbols 0..7 with lengths 4 2 4 0 0 1 0 3 (counts 1 3 1 0 0 6 0 1); a lane of 3
 # bytes: 1110 10 1111 10 10 110 0 0 0 0 0 0, and one bit of filling.
+# The head of the last one, in reading order: mode 1, f 16, g 0, centre 1: 1 1 00000100000 00101; mode 0, centre 5: 010
+# 0001100; order 3, and 3 bytes, which is 6: 1100 1011; four bits of filling.
 GOLDEN_PAYLOADS = {
     ("huffman-frame", "tensor"): "000080bf000000400007424d010303ebeb00",
     ("huffman-frame", "channel"): "000080bf0000003f000000400000003f0007424d010303ebeb00",
@@ -30,9 +33,9 @@ GOLDEN_PAYLOADS = {
     ("huffman-channel", "tensor"): "000080bf000000400007313d22050502ce40",
     ("huffman-channel", "channel"): "000080bf0000003f000000400000003f0007313d22050502ce40",
     ("huffman-channel", "fixed"): "0007313d22050502ce40",
-    ("context", "tensor"): "000080bf0000004041000100000506f25a05",
-    ("context", "channel"): "000080bf0000003f000000400000003f41000100000506f25a05",
-    ("context", "fixed"): "41000100000506f25a05",
+    ("context", "tensor"): "000080bf0000004083800a330df25a05",
+    ("context", "channel"): "000080bf0000003f000000400000003f83800a330df25a05",
+    ("context", "fixed"): "83800a330df25a05",
 }
 GOLDEN_STREAM_HUFFMAN = (
     "894c5345470d0a1a01000101030200000200000002000000030000000d0000001100000030750000e9030000000000c30000"
@@ -51,10 +54,10 @@ GOLDEN_STREAM_CONTEXT = (
     "fe42100000000400040000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2b72c91b"
     "894c5345470d0a1a01000200030200000200000002000000030000000d0000001100000030750000e9030000000000c30000"
     "fe42100000000400040000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f2b72c91b"
-    "ab4c53460000000000000000000000000a0000003532ad35f0004ffb"
-    "41000100000506f25a05"
-    "ab4c534601000000a97dffffffffffff0a0000003532ad3526568f74"
-    "41000100000506f25a05"
+    "ab4c534600000000000000000000000008000000a0688e03855fcc23"
+    "83800a330df25a05"
+    "ab4c534601000000a97dffffffffffff08000000a0688e0353090cac"
+    "83800a330df25a05"
 )
 GOLDEN_STREAMS = {"huffman-channel": GOLDEN_STREAM_HUFFMAN, "context": GOLDEN_STREAM_CONTEXT}
 
@@ -64,8 +67,8 @@ Y, X = np.mgrid[:7, :5]
 LARGER = np.stack([30 * Y + 0 * X, 100 + (Y * Y * 3 + X * 7) % 5, 0 * X + 200]).astype(np.uint8)
 LARGER[0, 3, 3] = 255
 GOLDEN_LARGER = (
-    "1e165a4d00660000c81a0d04050e070605cd9a4c71897576a491b2288052e8af4d232300790e168f0fad101d798e3c0200c7"
-    "338000345d02639c075ed3c4d98901a0e800"
+    "8682053282093298022c0a9d40d2defccd9a4c71897576a491b2288052e8af4d232300790e168f0fad101d798e3c0200c733"
+    "8000345d02639c075ed3c4d98901a0e800"
 )
 
 
@@ -109,7 +112,8 @@ def test_golden_payload_of_many_tiles(implementation: Any) -> None:
     payload = bytes.fromhex(GOLDEN_LARGER)
     assert entropy.encode_symbols(LARGER, header, implementation=implementation).hex() == payload.hex()
     assert (entropy.decode_symbols(payload, header, implementation) == LARGER).all()
-    assert [first % 4 for first in payload[:9:3]] == [2, 1, 0]
+    parts = unpack_context(payload, header, plan_tiles(header))
+    assert parts.channels.mode.tolist() == [PREDICTED, CENTRED, CONSTANT]
 
 
 def golden_stream(coder: str) -> bytes:

@@ -66,9 +66,11 @@ def test_parts_and_channels(coder: str, tmp_path: Path, capsys: pytest.CaptureFi
         assert rates is None
         assert "no rate by channel" in out
     else:
-        # The mean over the channels is the stream's; the constant one takes its table or its parameters alone.
+        # The mean over the channels is the stream's; the constant one takes its table or its parameters alone: under
+        # coder 2 two numbers of 3 to 17 bits, and a third of at most 11 bits that are no channel's.
         assert np.mean(rates) == pytest.approx(found["bits_per_symbol"])
-        assert rates[1] * 13 * 20 / 8 == pytest.approx(3 if coder == "context" else 2)
+        low, high = (6, 38) if coder == "context" else (16, 16)
+        assert low - 1e-6 <= rates[1] * 13 * 20 <= high + 1e-6
         assert f"bits/symbol of each: 0: {rates[0]:.3f}, 1: {rates[1]:.3f}, 2: {rates[2]:.3f}" in out
     assert f"{anatomy['lanes']:.0f} a frame; overhead {anatomy['lane_overhead']:.0f} bytes" in out
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../../kernels/native/context.h"
+#include "../../kernels/native/context_head.h"
 #include "../../kernels/native/context_model.h"
 #include "../../kernels/native/entropy.h"
 #include "../../kernels/native/scaling.h"
@@ -122,10 +123,11 @@ void check_lanes(const uint8_t *payload, size_t size, const TileGeometry &g, boo
 void check_big_frames() {
     constexpr size_t kChannels = 64, kSide = 1024, kCount = kChannels * kSide * kSide;
     std::vector<uint8_t> channels, tables;
-    for (size_t c = 0; c < kChannels; ++c) {
-        channels.insert(channels.end(), {1, 0, 0});        // centred, the narrowest law
+    // Centred, the narrowest law.
+    latentseg::write_head(std::vector<latentseg::Channel>(kChannels, {latentseg::Mode::centred, 0, 0, 0}), {}, 0, 8,
+                          channels);
+    for (size_t c = 0; c < kChannels; ++c)
         tables.insert(tables.end(), {0, 1, 1 << 4 | 1});  // symbols 0 and 1, one bit each
-    }
     const TileGeometry tiles{kChannels, kSide, kSide, 8, Scaling::fixed, kLo, kHi, 4, 4};
     const Geometry lanes{kCount, kChannels, 8, Scaling::fixed, kLo, kHi, true, 16};
     const size_t most = most_memory(kChannels, 0, 1000);

@@ -1,6 +1,7 @@
 // Feeds damaged payloads to the native decoders. Built with -fsanitize=address,undefined by test_fuzz_native.py:
-// payload and output lie in heap blocks of exactly their size, so that any step outside is fatal. Then replays cases of
-// fuzz_decoder.cpp. Prints for each coder, and for the cases, how many payloads were decoded and refused.
+// payload and output lie in heap blocks of exactly their size, so that any step outside is fatal. Then several threads
+// decode at once (docs/fuzzing.md: with -fsanitize=thread), and cases of fuzz_decoder.cpp are replayed. Prints for each
+// coder, and for the cases, how many payloads were decoded and refused.
 // Usage: fuzz_native ROUNDS SEED CASE...
 #include <algorithm>
 #include <cstdio>
@@ -10,12 +11,15 @@
 #include <memory>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "../../kernels/native/context.h"
+#include "../../kernels/native/context_head.h"
 #include "../../kernels/native/context_model.h"
 #include "../../kernels/native/entropy.h"
 #include "../../kernels/native/scaling.h"
+#include "../../kernels/native/workers.h"
 
 using latentseg::Geometry;
 using latentseg::Scaling;
@@ -121,20 +125,32 @@ void huffman_round(Tally &tally) {
     }
 }
 
-// Behind the scales, what decides where the decoder reads and which tables it takes: parameters that pass, and lane
-// lengths that add up. `first` is the first byte of a channel's three.
-void forge(Bytes &bad, size_t scale_bytes, const TileGeometry &g) {
+// A good payload with another head: parameters that pass, and the lanes' lengths as they were. Half of the time the last
+// lanes' bytes are others.
+Bytes forge(const Bytes &good, size_t scale_bytes, const TileGeometry &g) {
+    const size_t tiles = latentseg::tile_count(g);
+    std::vector<float> ranges(2 * g.channels);
+    std::vector<int32_t> what(g.channels), where(2 * tiles * g.channels);
+    latentseg::context_lanes(good.data(), good.size(), g, 0, ranges.data(), what.data(), where.data());
+    std::vector<latentseg::Channel> channels;
+    std::vector<uint32_t> sizes;
+    size_t lane_bytes = 0;
     for (size_t c = 0; c < g.channels; ++c) {
-        uint8_t *channel = bad.data() + scale_bytes + 3 * c;
-        if ((channel[0] & 3) == 0) continue;  // a constant channel has no lanes
-        channel[0] = static_cast<uint8_t>(1 + below(2) + 4 * below(latentseg::kSteps));
-        channel[1] = static_cast<uint8_t>(below(latentseg::kSteps));
-        channel[2] = static_cast<uint8_t>(below(size_t{1} << g.bits));
+        const bool constant = (what[c] & 3) == 0;  // has no lanes
+        channels.push_back({static_cast<latentseg::Mode>(constant ? 0 : 1 + below(2)),
+                            static_cast<uint8_t>(below(latentseg::kSteps)), static_cast<uint8_t>(below(latentseg::kSteps)),
+                            static_cast<uint8_t>(below(size_t{1} << g.bits))});
+        for (size_t tile = 0; tile < tiles && !constant; ++tile) {
+            sizes.push_back(static_cast<uint32_t>(where[2 * (tile * g.channels + c) + 1]));
+            lane_bytes += sizes.back();
+        }
     }
-    // The lengths stay as they were; half of the time the last lane's bytes do not.
+    Bytes bad(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(scale_bytes));
+    latentseg::write_head(channels, sizes, tiles, g.bits, bad);
+    bad.insert(bad.end(), good.end() - static_cast<std::ptrdiff_t>(lane_bytes), good.end());
     if (below(2))
-        for (size_t i = bad.size() - std::min<size_t>(bad.size(), 1 + below(40)); i < bad.size(); ++i)
-            if (i >= scale_bytes + 3 * g.channels) bad[i] = static_cast<uint8_t>(rng());
+        for (size_t i = std::min(lane_bytes, 1 + below(40)); i; --i) bad[bad.size() - i] = static_cast<uint8_t>(rng());
+    return bad;
 }
 
 void context_round(Tally &tally) {
@@ -161,15 +177,47 @@ void context_round(Tally &tally) {
     if (below(3) == 0) std::fill_n(q.begin(), g.height * g.width, q[0]);
     const std::vector<float> scales(scale_floats(g.scaling, g.channels), 0.5f);
     const size_t scale_bytes = 4 * scales.size();
+    const TileGeometry own = g;
     const Bytes good =
         latentseg::context_encode(q.data(), g, reinterpret_cast<const uint8_t *>(scales.data()), scale_bytes);
     for (int variant = 0; variant < 16; ++variant) {
-        Bytes bad = damage(good, variant < 12 ? variant : 0);
-        if (variant >= 12) forge(bad, scale_bytes, g);
+        const Bytes bad = variant < 12 ? damage(good, variant) : forge(good, scale_bytes, own);
         if (variant == 10 || variant == 11) tile();
-        feed(bad, g, count, variant ? nullptr : &q, tally, latentseg::context_decode_symbols,
+        feed(bad, variant < 12 ? g : own, count, variant ? nullptr : &q, tally, latentseg::context_decode_symbols,
              latentseg::context_decode_floats);
     }
+}
+
+// Several callers at once, each with more threads than lanes are worth: payloads of both coders, good and bad. Then the
+// helpers are ended, and callers work alone.
+void threads_round() {
+    constexpr int kCallers = 4, kTimes = 60;
+    const TileGeometry tiles{5, 41, 67, 6, Scaling::fixed, -1, 2, 4, 6};
+    const Geometry lanes{5 * 41 * 67, 5, 6, Scaling::fixed, -1, 2, true, 24};
+    const Bytes q = random_symbols(lanes.symbols, lanes.bits);
+    const Bytes context = latentseg::context_encode(q.data(), tiles, nullptr, 0);
+    const Bytes huffman = latentseg::encode(q.data(), lanes.symbols, lanes.channels, lanes.lane_symbols, nullptr, 0);
+    Bytes damaged = context;
+    damaged.back() ^= 0x55;
+    const auto call = [&](int caller) {
+        Bytes symbols(q.size());
+        for (int i = 0; i < kTimes; ++i) {
+            const int threads = 1 + (caller + i) % 5;
+            latentseg::context_decode_symbols(context.data(), context.size(), tiles, symbols.data(), threads);
+            if (symbols != q) fail("threads give other symbols");
+            latentseg::decode_symbols(huffman.data(), huffman.size(), lanes, symbols.data(), threads);
+            if (symbols != q) fail("threads give other symbols");
+            if (accepts([&] {
+                    latentseg::context_decode_symbols(damaged.data(), damaged.size(), tiles, symbols.data(), threads);
+                }))
+                fail("threads miss damage");
+        }
+    };
+    std::vector<std::thread> callers;
+    for (int i = 0; i < kCallers; ++i) callers.emplace_back(call, i);
+    for (std::thread &caller : callers) caller.join();
+    latentseg::Workers::stop();
+    call(kCallers);
 }
 
 }  // namespace
@@ -182,6 +230,7 @@ int main(int argc, char **argv) {
     Tally huffman, context;
     for (int round = 0; round < rounds; ++round) huffman_round(huffman);
     for (int round = 0; round < rounds; ++round) context_round(context);
+    threads_round();
     std::printf("huffman decoded %ld, refused %ld\n", huffman.decoded, huffman.refused);
     std::printf("context decoded %ld, refused %ld\n", context.decoded, context.refused);
     Tally corpus;
