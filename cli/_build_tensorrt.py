@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..engine.tensorrt.sidecar import Profile
+    from ..engine.bundle import Bundle
+    from ..engine.tensorrt.sidecar import AnyEngine, Profile
 
     Images = list[npt.NDArray[np.uint8]]
 
@@ -27,36 +28,12 @@ _MIB = 1 << 20
 def build(args: argparse.Namespace) -> int:
     """Build and write every engine that was asked for; returns the exit code."""
     from ..engine import load_bundle
-    from ..engine.tensorrt.sidecar import ENGINE_FOLDER, engine_name, sidecar_json
-    from ..export.tensorrt import build_role, check_request
+    from ..engine.tensorrt.sidecar import ENGINE_FOLDER
 
     bundle = load_bundle(args.bundle)
-    precision, roles = args.precision or "fp32", list(dict.fromkeys(args.role or ["segmenter"]))
     folder = args.out or bundle.path / ENGINE_FOLDER
-    frames = parse_profile(args.profile) if args.profile else None
-    with_frames = args.frames is not None or args.data is not None
     _common.check_output(str(folder), overwrite=True, folder=True)
-    for role in roles:  # everything that can be refused is refused before the first of them is built
-        check_request(bundle, role, precision, args.target, archs(args), with_frames)
-        if folder.is_dir():
-            _common.check_output(str(folder / engine_name(role, precision, args.target)), args.overwrite)
-    images, labels = real_frames(args) if with_frames else (None, None)
-    engines = []
-    for role in roles:
-        start = time.perf_counter()
-        _common.note(args, f"building the {role} in {precision}")
-        with _common.progress(args, "step") as update:
-            path, file, built = build_role(
-                bundle, role, precision, args.target, frames, archs(args), folder,
-                images=images, labels=labels, calibration=args.calibration or 64,
-                workspace=args.workspace * _MIB if args.workspace else None,
-                on_progress=update, overwrite=args.overwrite,
-            )  # fmt: skip
-        seconds = round(time.perf_counter() - start, 3)
-        for warning in built.warnings:
-            _common.note(args, f"{args.target} warns: {warning}")
-        row = {key: value for key, value in sidecar_json(file).items() if key not in ("schema", "bundle", "flavour")}
-        engines.append({**row, "path": str(path), "seconds": seconds, "warnings": list(built.warnings)})
+    engines = (_one_file if args.one_file else _models)(args, bundle, folder)
     if args.json:
         head = {"schema": 1, "type": "build", "target": args.target, "bundle": bundle.name, "path": str(folder)}
         _common.emit({**head, "engines": engines})
@@ -64,6 +41,71 @@ def build(args: argparse.Namespace) -> int:
         print(_text(engines))
     _common.note(args, f"wrote {len(engines)} engine(s) to {folder}")
     return 0
+
+
+def _models(args: argparse.Namespace, bundle: Bundle, folder: Path) -> list[dict[str, Any]]:
+    """An engine of each role; the JSON rows."""
+    from ..engine.tensorrt.sidecar import engine_name
+    from ..export.tensorrt import build_role, check_request
+
+    precision, roles = args.precision or "fp32", list(dict.fromkeys(args.role or ["segmenter"]))
+    frames = parse_profile(args.profile) if args.profile else None
+    with_frames = args.frames is not None or args.data is not None
+    for role in roles:  # everything that can be refused is refused before the first of them is built
+        check_request(bundle, role, precision, args.target, archs(args), with_frames)
+        if folder.is_dir():
+            _common.check_output(str(folder / engine_name(role, precision, args.target)), args.overwrite)
+    material = _material(args, with_frames)
+    engines = []
+    for role in roles:
+        start = time.perf_counter()
+        _common.note(args, f"building the {role} in {precision}")
+        with _common.progress(args, "step") as update:
+            path, file, built = build_role(
+                bundle, role, precision, args.target, frames, archs(args), folder, on_progress=update, **material
+            )
+        engines.append(_row(args, path, file, built.warnings, start))
+    return engines
+
+
+def _one_file(args: argparse.Namespace, bundle: Bundle, folder: Path) -> list[dict[str, Any]]:
+    """The one-file engine; its JSON row."""
+    from ..engine.tensorrt.sidecar import one_file_name
+    from ..export.tensorrt_one_file import BATCH, build_one_file, check_one_file
+
+    precision, batch = args.precision or "fp32", args.batch or BATCH
+    with_frames = args.frames is not None or args.data is not None
+    check_one_file(bundle, precision, args.size, batch, with_frames)
+    if folder.is_dir():
+        _common.check_output(str(folder / one_file_name(precision, args.target, args.size)), args.overwrite)
+    material = _material(args, with_frames)
+    start = time.perf_counter()
+    _common.note(args, f"building the decoder and the segmenter in {precision}, as one file")
+    with _common.progress(args, "step") as update:
+        path, file, warnings = build_one_file(
+            bundle, precision, args.size, batch, folder, on_progress=update, **material
+        )
+    return [_row(args, path, file, warnings, start)]
+
+
+def _material(args: argparse.Namespace, with_frames: bool) -> dict[str, Any]:
+    """What both kinds of build take alike."""
+    images, labels = real_frames(args) if with_frames else (None, None)
+    return {
+        "images": images, "labels": labels, "calibration": args.calibration or 64,
+        "workspace": args.workspace * _MIB if args.workspace else None, "overwrite": args.overwrite,
+    }  # fmt: skip
+
+
+def _row(
+    args: argparse.Namespace, path: Path, file: AnyEngine, warnings: Sequence[str], start: float
+) -> dict[str, Any]:
+    from ..engine.tensorrt.sidecar import sidecar_json
+
+    for warning in warnings:
+        _common.note(args, f"{args.target} warns: {warning}")
+    row = {key: value for key, value in sidecar_json(file).items() if key not in ("schema", "bundle", "flavour")}
+    return {**row, "path": str(path), "seconds": round(time.perf_counter() - start, 3), "warnings": list(warnings)}
 
 
 def _text(engines: list[dict[str, Any]]) -> str:
@@ -116,6 +158,6 @@ def real_frames(args: argparse.Namespace) -> tuple[Images, Images | None]:
 
     if args.frames is not None:
         return read_frames(args.frames), None
-    classes, pairs = labelled(args.layout or "camvid", args.data, args.split or "val")
+    classes, pairs = labelled(args.layout or "camvid", args.data, args.split or "train")
     images, labels = read_pairs(pairs, classes)
     return images, labels

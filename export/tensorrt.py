@@ -8,11 +8,8 @@ builds without one, and only then for several compute capabilities at once.
 from __future__ import annotations
 
 import hashlib
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +20,11 @@ import numpy.typing as npt
 from ..engine.backends.base import TensorSpec
 from ..engine.bundle import Bundle
 from ..engine.manifest import LABELLING_ROLES
-from ..engine.tensorrt.api import DTYPES, Config, Network, TensorRt, open_flavour
+from ..engine.tensorrt.api import DTYPES, Network, TensorRt, open_flavour
 from ..engine.tensorrt.gpus import this_gpu
 from ..engine.tensorrt.sidecar import ENGINE_FOLDER, EngineFile, Profile, engine_name, write_engine
-from ..errors import ArtifactError, InputError, OutputError, UsageError
+from ..errors import ArtifactError, UsageError
+from .tensorrt_build import OnProgress, serialize
 from .tensorrt_onnx import cast_outside
 
 RTX_TARGETS = (80, 86, 89, 120)
@@ -34,7 +32,6 @@ _FREE = None
 _FRAMES = (_FREE, _FREE, _FREE, 3)
 _LABELS = (_FREE, _FREE, _FREE)
 _PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")  # the layers that a precision is about
-OnProgress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,14 @@ class Built:
     warnings: tuple[str, ...]
 
 
-def contract(bundle: Bundle, role: str) -> tuple[TensorSpec, TensorSpec]:
-    """What a bundle promises of a role's input and output (docs/design.md, contract 3); names are left empty."""
+def contract(bundle: Bundle, role: str, precision: str = "fp32") -> tuple[TensorSpec, TensorSpec]:
+    """What a bundle promises of a role's input and output (docs/design.md, contract 3); names are left empty.
+
+    A segmenter in fp16 takes its latent in float16, which the GPU's decoder writes.
+    """
     frames = TensorSpec("", np.dtype(np.uint8), _FRAMES)
-    latents = TensorSpec("", np.dtype(np.float32), (_FREE, bundle.codec.channels, _FREE, _FREE))
+    floats = np.dtype(np.float16 if (role, precision) == ("segmenter", "fp16") else np.float32)
+    latents = TensorSpec("", floats, (_FREE, bundle.codec.channels, _FREE, _FREE))
     labels = TensorSpec("", np.dtype(np.uint8), _LABELS)
     return {
         "compressor": (frames, latents), "decompressor": (latents, frames),
@@ -122,16 +123,14 @@ def build_role(
     if path.exists() and not overwrite:
         raise UsageError(f"the engine exists: {path}", hint="add --overwrite, or choose another folder with -o")
     with tempfile.TemporaryDirectory() as scratch:
-        onnx_path, source, report = _model(bundle, role, precision, Path(scratch), images, labels, calibration)
-        source_spec, _ = contract(bundle, role)
-        onnx_path, moved = cast_outside(onnx_path, Path(scratch) / "outside.onnx", source_spec, profile.minimum)
+        onnx_path, source, report = source_model(
+            bundle, role, precision, profile.minimum, Path(scratch), images, labels, calibration
+        )
         built = build_engine(
             onnx_path, trt, profile, wanted, None if trt.is_rtx else path.with_suffix(".timing"), on_progress,
-            ends=contract(bundle, role), precision=precision, workspace=workspace,
+            ends=contract(bundle, role, precision), precision=precision, workspace=workspace,
         )  # fmt: skip
         onnx_sha256 = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
-    if moved:
-        report = {**report, "casts_moved": moved}
     file = EngineFile(
         bundle=bundle.name, role=role, precision=precision, flavour=flavour, version=built.version,
         model_sha256=bundle.manifest["files"][role]["sha256"], onnx_sha256=onnx_sha256, source=source,
@@ -166,25 +165,33 @@ def check_request(
     return trt, wanted
 
 
-def _model(
+def source_model(
     bundle: Bundle,
     role: str,
     precision: str,
+    smallest: tuple[int, ...],
     scratch: Path,
     images: Sequence[npt.NDArray[np.uint8]] | None,
     labels: Sequence[npt.NDArray[np.uint8]] | None,
     calibration: int,
 ) -> tuple[Path, str, dict[str, Any]]:
-    """(ONNX file of a precision, where it came from, what is known of its accuracy)."""
+    """(ONNX file of a precision that TensorRT takes, where it came from, what is known of its accuracy).
+
+    smallest: shape of the input that an engine takes at least.  scratch: folder for what is made here.
+    Raises VerificationError where the accuracy gate fails.
+    """
     if precision == "fp32":
-        return bundle.model_path(role), "bundle", {"gate": "none: the bundle's own network"}
-    if images is not None:
+        path, source, report = bundle.model_path(role), "bundle", {"gate": "none: the bundle's own network"}
+    elif images is not None:
         from .precision import rewrite
 
         made = rewrite(bundle, role, precision, scratch, images, labels, calibration)
-        return made.path, "frames", made.report
-    report = bundle.manifest["variants"][role][precision]["report"]
-    return bundle.model_path(role, precision), "bundle", report
+        path, source, report = made.path, "frames", made.report
+    else:
+        path, source = bundle.model_path(role, precision), "bundle"
+        report = bundle.manifest["variants"][role][precision]["report"]
+    path, moved = cast_outside(path, scratch / "outside.onnx", contract(bundle, role, precision)[0], smallest)
+    return path, source, {**report, "casts_moved": moved} if moved else report
 
 
 def build_engine(
@@ -209,31 +216,10 @@ def build_engine(
     builder = trt.builder()
     network = parse_onnx(trt, builder, onnx_path)
     source, result, counts = check_network(trt, network, ends, precision)
-    config = trt.config(builder)
-    shapes = builder.create_optimization_profile()
-    shapes.set_shape(source.name, profile.minimum, profile.optimum, profile.maximum)
-    if config.add_optimization_profile(shapes) < 0:
-        raise trt.failed(f"refused the profile {profile} for {source}", "choose another --profile")
-    trt.set_archs(config, archs)
-    # On by default, and rounds what is multiplied to 10 bits of mantissa; fp32 here means fp32.
-    config.clear_flag(trt.module.BuilderFlag.TF32)
-    if workspace is not None:
-        config.set_memory_pool_limit(trt.module.MemoryPoolType.WORKSPACE, workspace)
-    if timing_cache is not None:
-        _load_timing(trt, config, timing_cache)
-    with _interrupts() as interrupted:
-        config.progress_monitor = monitor = _monitor(trt.module, on_progress, interrupted)
-        plan = builder.build_serialized_network(network, config)
-    del monitor  # the builder holds no reference of its own
-    if interrupted.is_set():
-        raise KeyboardInterrupt
-    if plan is None:
-        short = "memory" in trt.log.reason().lower() or "workspace" in trt.log.reason().lower()
-        hint = "a smaller --profile takes less memory; a --workspace limit can be too small for it" if short else ""
-        raise trt.failed(f"cannot build {onnx_path.name}", hint)
-    if timing_cache is not None:
-        _save_timing(config, timing_cache)
-    return Built(bytes(plan), trt.version, targets, source, result, counts, tuple(trt.log.warnings()))
+    data = serialize(
+        trt, builder, network, {source.name: profile}, onnx_path.name, archs, timing_cache, on_progress, workspace
+    )
+    return Built(data, trt.version, targets, source, result, counts, tuple(trt.log.warnings()))
 
 
 def parse_onnx(trt: TensorRt, builder: Any, path: Path) -> Network:
@@ -264,12 +250,17 @@ def check_network(
     found = (network.num_inputs, network.num_outputs)
     if found != (1, 1):
         raise ArtifactError(f"the network has {found[0]} inputs and {found[1]} outputs, expected one of each")
-    specs = [_spec(trt, network.get_input(0)), _spec(trt, network.get_output(0))]
+    specs = [tensor_spec(trt, network.get_input(0)), tensor_spec(trt, network.get_output(0))]
     for what, spec, expected in zip(("input", "output"), specs, ends, strict=True):
         if spec.dtype != expected.dtype or not _shape_fits(spec, expected):
             raise ArtifactError(
                 f"the network's {what} is {spec}, expected {str(expected)[2:]}", hint="export the bundle again"
             )
+    return specs[0], specs[1], check_precision(network, precision)
+
+
+def check_precision(network: Network, precision: str) -> dict[str, int]:
+    """A parsed network's counts of layers, as `check_network` has them. ArtifactError for another precision."""
     counts = _counts(network)
     half = counts["half_products"] or (counts["products"] == 0 and counts["half_tensors"])
     quantised = counts["int8_products"] or (counts["products"] == 0 and counts["quantize"])
@@ -281,7 +272,7 @@ def check_network(
     if not is_there[precision]:
         listed = ", ".join(f"{key} {value}" for key, value in counts.items())
         raise ArtifactError(f"the network is not in {precision}: it has {listed}")
-    return specs[0], specs[1], counts
+    return counts
 
 
 def _counts(network: Network) -> dict[str, int]:
@@ -309,7 +300,8 @@ def _counts(network: Network) -> dict[str, int]:
     }
 
 
-def _spec(trt: TensorRt, tensor: Any) -> TensorSpec:
+def tensor_spec(trt: TensorRt, tensor: Any) -> TensorSpec:
+    """A network tensor's name, dtype and shape. ArtifactError for a dtype that no end of ours has."""
     if tensor.dtype.name not in DTYPES:
         raise ArtifactError(f"{trt.name}: {tensor.name} is {tensor.dtype.name}, expected one of {', '.join(DTYPES)}")
     shape = tuple(int(side) if side >= 0 else None for side in tensor.shape)
@@ -321,76 +313,3 @@ def _shape_fits(spec: TensorSpec, expected: TensorSpec) -> bool:
     return len(spec.shape) == len(expected.shape) and all(
         have is None or have == want for have, want in zip(spec.shape, expected.shape, strict=True)
     )
-
-
-# --- around the build -------------------------------------------------------------------------------------------------
-
-
-def _monitor(module: Any, on_progress: OnProgress | None, interrupted: threading.Event) -> Any:
-    """The module's IProgressMonitor: adds up the steps of all phases, and stops the build once it is interrupted."""
-
-    class Monitor(module.IProgressMonitor):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            module.IProgressMonitor.__init__(self)
-            self.done = self.total = 0
-            self.open: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.open[phase_name] = num_steps
-            self.total += num_steps
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self.advance(phase_name, 1)
-            return not interrupted.is_set()
-
-        def phase_finish(self, phase_name: str) -> None:
-            self.advance(phase_name, self.open.get(phase_name, 0))
-
-        def advance(self, phase_name: str, steps: int) -> None:
-            steps = min(steps, self.open.get(phase_name, 0))  # a phase may report more steps than it announced
-            self.open[phase_name] = self.open.get(phase_name, 0) - steps
-            self.done += steps
-            if on_progress is not None and steps:
-                on_progress(self.done, self.total)
-
-    return Monitor()
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Ctrl-C sets this event meanwhile: an exception out of a callback would end the process inside the library."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _load_timing(trt: TensorRt, config: Config, path: Path) -> None:
-    """Give the build what an earlier one measured; a cache of another machine or version is left out."""
-    try:
-        data = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}", hint=f"remove {path}") from error
-    if not config.set_timing_cache(config.create_timing_cache(data), False) and not config.set_timing_cache(
-        config.create_timing_cache(b""), False
-    ):
-        raise trt.failed("refused a timing cache")
-
-
-def _save_timing(config: Config, path: Path) -> None:
-    cache = config.get_timing_cache()
-    data = None if cache is None else cache.serialize()
-    if data is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(bytes(data))
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,15 +1,15 @@
-"""The one-file engine: entropy decode + int2float as a TensorRT plugin before the segmenter, so that bytes give labels.
+"""The one-file engine's network: entropy decode + int2float as a TensorRT plugin before the segmenter.
 
-    words int32 (W,)                 the payloads' bytes      \\
-    lanes int32 (F, tiles, C, 2)     first byte and bytes      |  plugin ── latent (F, C, h, w) ── segmenter ── labels
-    channels int32 (F, C)            mode, f, g, centre        |     └───── scratch ── smallest ── damaged int32 (F,)
-    ranges float32 (F, R, 2)         lo and step              /
+    words, lanes, channels, ranges   \\
+                                      |  plugin ── latent (F, C, h, w) ── segmenter ── labels
+    tables, table_map_words           |     └───── scratch ── smallest ── damaged int32 (F,)
+    (constants)                      /
 
-An engine takes batches of any F up to its profile's, of one frame size. The plugin is a "quickly deployable" one that
-is compiled ahead of time: TensorRT writes its PTX into the engine file, and a machine that runs the file needs neither
-Python, Triton nor this module. Only full TensorRT has such plugins, and none was at hand: no engine was built from this
-yet. It follows the source of the Python package (github.com/NVIDIA/TensorRT: python/packaging/bindings_wheel/tensorrt/
-plugin, samples/python/quickly_deployable_plugins) and of the parser (github.com/onnx/onnx-tensorrt: importerUtils.cpp,
+What goes in and comes out is in kernels/gpu/one_file.py. The plugin is a "quickly deployable" one that is compiled
+ahead of time: TensorRT writes its PTX into the engine file, and a machine that runs the file needs neither Python,
+Triton nor this module. Only full TensorRT has such plugins, and none was at hand: no engine was built from this yet. It
+follows the source of the Python package (github.com/NVIDIA/TensorRT: python/packaging/bindings_wheel/tensorrt/plugin,
+samples/python/quickly_deployable_plugins) and of the parser (github.com/onnx/onnx-tensorrt: importerUtils.cpp,
 createPlugin), and all that runs without TensorRT is tested without it. What was learnt there:
 
 - The kernel gets input pointers, then the extra arguments, which are 32-bit, then output pointers (`aot_impl`).
@@ -31,15 +31,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..bitstream import StreamHeader
 from ..bitstream import context_model as model
+from ..engine.backends.base import TensorSpec
 from ..engine.bundle import Bundle
 from ..engine.tensorrt.api import Builder, Network, TensorRt
+from ..engine.tensorrt.engine_file import Profile
 from ..errors import ArtifactError, BackendMissingError, OutputError, UsageError, missing_extra
 from ..kernels.gpu import shapes
-from ..kernels.gpu.batch import Batch, check_gpu_stream, payload_limit, table_map_words
+from ..kernels.gpu.batch import table_map_words
+from ..kernels.gpu.one_file import DAMAGED, FED, FLOATS, LABELS, DecodeSpec, Shape
+from .tensorrt import parse_onnx, tensor_spec
 
 if TYPE_CHECKING:
     import onnx
@@ -47,84 +49,32 @@ if TYPE_CHECKING:
     from ..kernels.triton.ptx import PtxKernel
 
 NAMESPACE = "latentseg"
-FED = ("words", "lanes", "channels", "ranges")  # what a batch brings; the engine's inputs
 CONSTANT = ("tables", "table_map_words")  # what is in the engine
 NUMBERS = ("word_count", "frames", "channel_count", "height", "width", "ranges_a_frame")
 RESULTS = ("out", "scratch")
-DAMAGED = "damaged"
-ALIGNMENT = 256  # of an address that an engine is given (NvInferRuntime.h, IExecutionContext::setTensorAddress)
+ARGUMENTS = (*FED, *CONSTANT, *NUMBERS, *RESULTS)
 OPSET = 18
 MOST_WORDS = 2**26 - 1  # bits in the payloads are 31-bit numbers in the kernel
-_FLOATS = {"float32": "FLOAT", "float16": "FLOAT16"}  # of ONNX
+_ONNX = {"float32": "FLOAT", "float16": "FLOAT16", "int32": "INT32"}
 _NEEDED = ("register", "aot_impl", "from_shape_expr", "cdiv", "KernelLaunchParams", "SymInt32", "SymIntExprs", "op")
+_INSTEAD = "build the engine without --one-file: the kernels then run before it"
 
-Shape = tuple[Any, ...]
 CeilDiv = Callable[[Any, int], Any]
 
 
-@dataclass(frozen=True)
-class DecodeSpec:
-    """What a plugin's kernel and shapes follow from.
-
-    bits, tile: of the streams.  latent: (C, h, w) of a frame.  ranges_a_frame: C, or 1 with one range a frame.
-    floats: "float32" or "float16", what the segmenter takes.  arch: compute capability of the kernel, such as 90.
-    payload_limit: bytes of the largest payload of a frame.
-    """
-
-    bits: int
-    tile: tuple[int, int]
-    latent: tuple[int, int, int]
-    ranges_a_frame: int
-    floats: str
-    arch: int
-    payload_limit: int
-
-    @classmethod
-    def of(cls, header: StreamHeader, floats: str, arch: int) -> DecodeSpec:
-        """For streams like this one. Raises ArtifactError for a coder that no GPU decodes, UsageError for floats."""
-        check_gpu_stream(header)
-        if floats not in _FLOATS:
-            raise UsageError(f"floats {floats!r}, expected {' or '.join(_FLOATS)}")
-        ranges = header.latent_shape[0] if header.scaling.mode == "channel" else 1
-        return cls(header.bits, header.tile, header.latent_shape, ranges, floats, arch, payload_limit(header))
-
-    @property
-    def tiles(self) -> int:
-        _, height, width = self.latent
-        return -(-height // self.tile[0]) * -(-width // self.tile[1])
-
-    @property
-    def history(self) -> int:
-        """32-bit words of a program's history, which stand before its flags of damage."""
-        return shapes.history_words(shapes.LANES, self.tile)
-
-    @property
-    def name(self) -> str:
-        """The plugin's name, and its node's op_type: another one for all that makes another kernel or launch."""
-        latent = "x".join(map(str, self.latent))
-        what = f"{self.bits}b_{self.tile[0]}x{self.tile[1]}_{latent}_r{self.ranges_a_frame}_{self.floats}"
-        return f"ContextDecode_{what}_sm{self.arch}"
-
-    def fed_shapes(self, words: Any, frames: Any) -> dict[str, Shape]:
-        """The engine's inputs; `words` and `frames` may be numbers, names or expressions."""
-        channels = self.latent[0]
-        return {
-            "words": (words,), "lanes": (frames, self.tiles, channels, 2), "channels": (frames, channels),
-            "ranges": (frames, self.ranges_a_frame, 2),
-        }  # fmt: skip
-
-    def result_shapes(self, frames: Any, cdiv: CeilDiv) -> dict[str, Shape]:
-        """The plugin's outputs, by int arithmetic or symbolic expressions, which have no reflected operators."""
-        programs = cdiv(frames * (self.tiles * self.latent[0]), shapes.LANES)
-        flags = cdiv(frames, shapes.LANES) * shapes.LANES
-        return {"out": (frames, *self.latent), "scratch": (programs, flags + self.history)}
-
-    def numbers(self, words: Any, frames: Any) -> tuple[Any, ...]:
-        """The kernel's extra arguments, in the order of `NUMBERS`."""
-        return (words, frames, *self.latent, self.ranges_a_frame)
+def history_words(spec: DecodeSpec) -> int:
+    """32-bit words of a program's history, which stand before its flags of damage."""
+    return shapes.history_words(shapes.LANES, spec.tile)
 
 
-def profile(spec: DecodeSpec, least: int, usual: int, most: int) -> dict[str, tuple[Shape, Shape, Shape]]:
+def result_shapes(spec: DecodeSpec, frames: Any, cdiv: CeilDiv) -> dict[str, Shape]:
+    """The plugin's outputs, by int arithmetic or symbolic expressions, which have no reflected operators."""
+    programs = cdiv(frames * (spec.tiles * spec.latent[0]), shapes.LANES)
+    flags = cdiv(frames, shapes.LANES) * shapes.LANES
+    return {"out": (frames, *spec.latent), "scratch": (programs, flags + history_words(spec))}
+
+
+def profile(spec: DecodeSpec, least: int, usual: int, most: int) -> dict[str, Profile]:
     """The smallest, usual and largest shape of each engine input, for so many frames a batch.
 
     Payloads are taken as 2 bits a symbol where usual, and at most as large as the coder can make them.
@@ -135,45 +85,7 @@ def profile(spec: DecodeSpec, least: int, usual: int, most: int) -> dict[str, tu
     worst = min(MOST_WORDS, most * spec.payload_limit // 4 + 4)  # a batch's bytes end at a multiple of 16
     usually = min(worst, usual * int(np.prod(spec.latent)) // 16 + 1)
     bounds = (spec.fed_shapes(1, least), spec.fed_shapes(usually, usual), spec.fed_shapes(worst, most))
-    return {name: (bounds[0][name], bounds[1][name], bounds[2][name]) for name in FED}
-
-
-def bind_batch(
-    batch: Batch, spec: DecodeSpec, words: int | None = None
-) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
-    """A planned batch as the engine takes it: one run of bytes, and each input's array in it by name.
-
-    The arrays (int32, `ranges` float32) are views of the bytes at multiples of 256: one copy brings them to the device,
-    and a view's place in them is its tensor's address there. Read the engine's `damaged` with `check_damage`.
-
-    words: length of the input "words", the rest zeros, so that batches share one shape; None takes what there is.
-    Raises ArtifactError for a batch of streams that the engine was not built for, UsageError for too few words.
-    """
-    found = (batch.lanes_a_frame, batch.ranges_a_frame)
-    expected = (spec.tiles * spec.latent[0], spec.ranges_a_frame)
-    if found != expected:
-        raise ArtifactError(
-            f"a batch of {found[0]} lanes and {found[1]} ranges a frame, but the engine was built for {expected[0]} "
-            f"and {expected[1]}",
-            hint="build a one-file engine for this frame size",
-        )
-    length = max(1, batch.word_count) if words is None else words  # blank frames have no bytes, an input has some
-    if length < max(1, batch.word_count):
-        raise UsageError(f"{length} words for a batch of {batch.word_count}")
-    wanted = spec.fed_shapes(length, batch.frames)
-    starts = dict(zip(FED, (batch.payloads, batch.lanes, batch.channels, batch.ranges), strict=True))
-    places, end = {}, 0
-    for name, shape in wanted.items():
-        places[name] = end
-        end += -(-4 * int(np.prod(shape)) // ALIGNMENT) * ALIGNMENT
-    data = np.zeros(end, np.uint8)
-    views: dict[str, NDArray[Any]] = {}
-    for name, shape in wanted.items():
-        size = 4 * (batch.word_count if name == "words" else int(np.prod(shape)))
-        data[places[name] : places[name] + size] = batch.data[starts[name] : starts[name] + size]
-        view = data[places[name] : places[name] + 4 * int(np.prod(shape))]
-        views[name] = view.view(np.float32 if name == "ranges" else np.int32).reshape(shape)
-    return data, views
+    return {name: Profile(bounds[0][name], bounds[1][name], bounds[2][name]) for name in FED}
 
 
 def plugin_module(api: TensorRt) -> Any:
@@ -181,14 +93,13 @@ def plugin_module(api: TensorRt) -> Any:
 
     Raises ArtifactError for TensorRT-RTX or a version without them, BackendMissingError where it does not import.
     """
-    instead = "build the engine without --one-file: the kernels then run before it"
     if api.is_rtx:
-        raise ArtifactError(f"{api.name} {api.version} has no Python plugins, full TensorRT has", hint=instead)
+        raise ArtifactError(f"{api.name} {api.version} has no Python plugins, full TensorRT has", hint=_INSTEAD)
     try:
         trtp = importlib.import_module(f"{api.module.__name__}.plugin")
     except ImportError as error:
         raise BackendMissingError(
-            f"{api.name} {api.version} is installed, but its module 'plugin' does not import: {error}", hint=instead
+            f"{api.name} {api.version} is installed, but its module 'plugin' does not import: {error}", hint=_INSTEAD
         ) from error
     lacking = [f"plugin.{name}" for name in _NEEDED if not hasattr(trtp, name)]
     # What the package itself asks for, before it defines `aot_impl` for use (_export.py, IS_AOT_ENABLED).
@@ -197,7 +108,7 @@ def plugin_module(api: TensorRt) -> Any:
         raise ArtifactError(
             f"{api.name} {api.version} lacks {', '.join(lacking)}, expected 10.9 or later, whose Python plugins can be "
             "compiled ahead of time",
-            hint=instead,
+            hint=_INSTEAD,
         )
     return trtp
 
@@ -211,10 +122,10 @@ def register_plugin(api: TensorRt, spec: DecodeSpec, kernel: PtxKernel) -> str:
     made_for = (kernel.bits, kernel.tile, kernel.floats, kernel.arch)
     expected = (spec.bits, spec.tile, spec.floats, spec.arch)
     names = tuple(name for name, _ in kernel.arguments)
-    if made_for != expected or names != FED + CONSTANT + NUMBERS + RESULTS:
+    if made_for != expected or names != ARGUMENTS:
         raise ArtifactError(
             f"a kernel for {made_for} with arguments {', '.join(names)}, expected one for {expected} with "
-            f"{', '.join(FED + CONSTANT + NUMBERS + RESULTS)}",
+            f"{', '.join(ARGUMENTS)}",
             hint="compile it anew: compile_plugin",
         )
     if hasattr(getattr(trtp.op, NAMESPACE, None), spec.name):
@@ -222,7 +133,7 @@ def register_plugin(api: TensorRt, spec: DecodeSpec, kernel: PtxKernel) -> str:
     dtypes = {"out": getattr(api.module, spec.floats), "scratch": api.module.int32}
 
     def describe(words: Any, lanes: Any, channels: Any, ranges: Any, tables: Any, table_map_words: Any) -> Any:
-        results = spec.result_shapes(channels.shape_expr[0], trtp.cdiv)
+        results = result_shapes(spec, channels.shape_expr[0], trtp.cdiv)
         return tuple(trtp.from_shape_expr(shape, dtypes[name]) for name, shape in results.items())
 
     def compiled(
@@ -230,10 +141,10 @@ def register_plugin(api: TensorRt, spec: DecodeSpec, kernel: PtxKernel) -> str:
     ) -> Any:
         frames = channels.shape_expr[0]
         launch = trtp.KernelLaunchParams()
-        launch.grid_x = spec.result_shapes(frames, trtp.cdiv)["scratch"][0]
+        launch.grid_x = result_shapes(spec, frames, trtp.cdiv)["scratch"][0]
         launch.block_x = 32 * kernel.warps
         launch.shared_mem = kernel.shared
-        numbers = spec.numbers(words.shape_expr[0], frames)
+        numbers = (words.shape_expr[0], frames, *spec.latent, spec.ranges_a_frame)  # as `NUMBERS`
         extra = trtp.SymIntExprs(len(numbers))
         for index, number in enumerate(numbers):
             extra[index] = trtp.SymInt32(number)
@@ -241,7 +152,7 @@ def register_plugin(api: TensorRt, spec: DecodeSpec, kernel: PtxKernel) -> str:
 
     several: Any = tuple
     tensor = trtp.TensorDesc
-    describe.__annotations__ = dict.fromkeys(FED + CONSTANT, tensor) | {"return": several[tensor, tensor]}
+    describe.__annotations__ = dict.fromkeys((*FED, *CONSTANT), tensor) | {"return": several[tensor, tensor]}
     compiled.__annotations__ = {"return": several[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]}
     plugin_id = f"{NAMESPACE}::{spec.name}"
     trtp.register(plugin_id)(describe)
@@ -252,7 +163,7 @@ def register_plugin(api: TensorRt, spec: DecodeSpec, kernel: PtxKernel) -> str:
 def latent_floats(segmenter: Path) -> str:
     """What a segmenter's ONNX file takes: "float32" or "float16". Raises ArtifactError for something else."""
     found = _load(segmenter)
-    names = {_onnx_type(dtype): floats for floats, dtype in _FLOATS.items()}
+    names = {_onnx_type(floats): floats for floats in FLOATS}
     return names[_latent_input(found).type.tensor_type.elem_type]
 
 
@@ -289,7 +200,7 @@ def one_file_model(segmenter: Path, spec: DecodeSpec) -> onnx.ModelProto:
     constants = {
         "tables": model.decoding_tables().view(np.int32).reshape(-1),
         "table_map_words": table_map_words().view(np.int32),
-        "flags_start": [spec.history], "flags_end": [2**31 - 1], "flags_axis": [1], "frames_axis": [0],
+        "flags_start": [history_words(spec)], "flags_end": [2**31 - 1], "flags_axis": [1], "frames_axis": [0],
     }  # fmt: skip
     for name, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
@@ -297,10 +208,9 @@ def one_file_model(segmenter: Path, spec: DecodeSpec) -> onnx.ModelProto:
     del graph.node[:], graph.input[:]
     graph.node.extend([*nodes, *kept])
     for name, shape in spec.fed_shapes("words", "frames").items():
-        dtype = _onnx_type("FLOAT" if name == "ranges" else "INT32")
-        graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
-    graph.output.append(helper.make_tensor_value_info(DAMAGED, _onnx_type("INT32"), ("frames",)))
-    known = helper.make_tensor_value_info(latent.name, _onnx_type(_FLOATS[floats]), ("frames", *spec.latent))
+        graph.input.append(helper.make_tensor_value_info(name, _onnx_type(FED[name]), shape))
+    graph.output.append(helper.make_tensor_value_info(DAMAGED, _onnx_type("int32"), ("frames",)))
+    known = helper.make_tensor_value_info(latent.name, _onnx_type(floats), ("frames", *spec.latent))
     graph.value_info.append(known)
     result.opset_import.append(helper.make_opsetid(NAMESPACE, 1))
     return result
@@ -337,33 +247,33 @@ def prepare_one_file(bundle: Bundle, segmenter: Path, size: tuple[int, int], arc
     return OneFile(path, spec, kernel)
 
 
-def one_file_network(api: TensorRt, builder: Builder, one: OneFile) -> Network:
-    """The parsed network, its plugin registered. Give the builder's config `profile` for its inputs.
+def one_file_network(
+    api: TensorRt, builder: Builder, one: OneFile
+) -> tuple[Network, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """(the parsed network, its inputs as `FED`, labels and damage), its plugin registered. `profile` is for its inputs.
 
     Raises as `register_plugin`, and ArtifactError where the model does not parse or has other ends than it should.
     """
     register_plugin(api, one.spec, one.kernel)
-    network = api.network(builder)
-    parser = api.parser(network)
-    if not parser.parse_from_file(str(one.model)):
-        told = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise api.failed(f"cannot parse {one.model.name} with plugin {one.spec.name}{': ' if told else ''}{told}")
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    found = {tensor.name: tensor.dtype.name for tensor in inputs}
-    made = sorted((tensor.dtype.name, tensor.name == DAMAGED) for tensor in outputs)
-    expected = {name: "FLOAT" if name == "ranges" else "INT32" for name in FED}
-    if found != expected or made != [("INT32", True), ("UINT8", False)]:
+    network = parse_onnx(api, builder, one.model)
+    inputs = [tensor_spec(api, network.get_input(index)) for index in range(network.num_inputs)]
+    outputs = [tensor_spec(api, network.get_output(index)) for index in range(network.num_outputs)]
+    outputs.sort(key=lambda end: end.name == DAMAGED)
+    free = one.spec.fed_shapes(None, None)
+    expected = {name: TensorSpec(name, np.dtype(kind), free[name]) for name, kind in FED.items()}
+    made = [(str(end.dtype), len(end.shape), end.name == DAMAGED) for end in outputs]
+    if {end.name: end for end in inputs} != expected or made != [(LABELS, 3, False), ("int32", 1, True)]:
         raise ArtifactError(
-            f"the network takes {found} and gives {made}, expected {expected}, labels as UINT8 and {DAMAGED} as INT32"
+            f"the network takes {', '.join(map(str, inputs))} and gives {', '.join(map(str, outputs))}, expected "
+            f"{', '.join(map(str, expected.values()))}, and labels: {LABELS}[?, ?, ?], {DAMAGED}: int32[?]"
         )
-    return network
+    return network, tuple({end.name: end for end in inputs}[name] for name in FED), tuple(outputs)
 
 
 def _onnx_type(name: str) -> int:
     from onnx import TensorProto
 
-    return int(getattr(TensorProto, name))
+    return int(getattr(TensorProto, _ONNX[name]))
 
 
 def _load(segmenter: Path) -> onnx.ModelProto:
@@ -382,7 +292,7 @@ def _latent_input(found: onnx.ModelProto) -> onnx.ValueInfoProto:
     fixed = {tensor.name for tensor in found.graph.initializer}
     inputs = [tensor for tensor in found.graph.input if tensor.name not in fixed]
     kinds = [tensor.type.tensor_type.elem_type for tensor in inputs]
-    floats = [_onnx_type(name) for name in _FLOATS.values()]
+    floats = [_onnx_type(name) for name in FLOATS]
     if len(inputs) != 1 or kinds[0] not in floats or len(inputs[0].type.tensor_type.shape.dim) != 4:
         listed = ", ".join(tensor.name for tensor in inputs) or "none"
         raise ArtifactError(f"a model with inputs {listed}, expected one latent (N, C, h, w) of floats: a segmenter's")

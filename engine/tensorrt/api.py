@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -93,6 +94,9 @@ class Parser(Protocol):
     def get_error(self, index: int) -> Any: ...
 
 
+_KEPT = 1000  # entries; a server runs for months
+
+
 class Log:
     """What TensorRT said, kept instead of printed: (severity, text), warnings and worse.
 
@@ -100,7 +104,7 @@ class Log:
     """
 
     def __init__(self) -> None:
-        self.entries: list[tuple[int, str]] = []
+        self.entries: deque[tuple[int, str]] = deque(maxlen=_KEPT)
 
     def add(self, severity: int, text: str) -> None:
         if severity <= _WARNING:

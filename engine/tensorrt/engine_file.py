@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ... import __version__
+from ...kernels.gpu.one_file import DecodeSpec
 from ..backends.base import TensorSpec
 
 SUFFIX = ".engine"
+ONE_FILE_SUFFIX = ".one-file" + SUFFIX
 
 Shape = tuple[int, ...]
 
@@ -32,9 +34,9 @@ class Profile:
         return ":".join("x".join(map(str, shape)) for shape in (self.minimum, self.optimum, self.maximum))
 
 
-@dataclass(frozen=True)
-class EngineFile:
-    """What a sidecar says.
+@dataclass(frozen=True, kw_only=True)
+class _Engine:
+    """What the sidecars of both kinds of engine say.
 
     Parameters
     ----------
@@ -44,8 +46,7 @@ class EngineFile:
     source: where that file came from: "bundle", or "frames" (rewritten with a user's frames, which a rebuild needs).
     engine_sha256, bytes: of the engine file.
     archs: compute capabilities (major * 10 + minor) that it runs on; full TensorRT: the one of the GPU that built it.
-    profile: shapes of the input.  frames: the same as (batch, height, width) of source frames.
-    input, output: name, dtype and shape of the network's ends.
+    frames: what it takes as (batch, height, width) of source frames.
     network: counts of layers, as checked before the build.  verification: what is known of the labels' accuracy.
     """
 
@@ -60,20 +61,36 @@ class EngineFile:
     engine_sha256: str
     bytes: int
     archs: tuple[int, ...]
-    profile: Profile
     frames: Profile
-    input: TensorSpec
-    output: TensorSpec
     network: dict[str, int] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     created_by: str = f"latentseg {__version__}"
 
     @property
     def file_name(self) -> str:
-        return engine_name(self.role, self.precision, self.flavour)
+        raise NotImplementedError
 
     def rebuild(self, bundle: str = "", arch: int | None = None) -> str:
         """The command that builds this engine again; with `arch`, for that capability as well."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFile(_Engine):
+    """What the sidecar of a model's engine says.
+
+    profile: shapes of the input.  input, output: name, dtype and shape of the network's ends.
+    """
+
+    profile: Profile
+    input: TensorSpec
+    output: TensorSpec
+
+    @property
+    def file_name(self) -> str:
+        return engine_name(self.role, self.precision, self.flavour)
+
+    def rebuild(self, bundle: str = "", arch: int | None = None) -> str:
         archs = self.archs if arch is None else tuple(sorted({*self.archs, arch}))
         return build_command(
             bundle or self.bundle, self.role, self.precision, self.flavour, str(self.frames),
@@ -81,9 +98,46 @@ class EngineFile:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneFileEngine(_Engine):
+    """What the sidecar of a one-file engine says: bytes in, labels out (kernels/gpu/one_file.py), of one frame size.
+
+    codec_id: 32 bytes; the codec whose streams it takes.  spec: the streams' latents and lanes, as the engine has them.
+    inputs, outputs: name, dtype and shape of the network's ends.  profiles: shapes of each input.
+    kernel: facts of the plugin's PTX (entry, PTX version, target, threads, shared memory, registers).
+    """
+
+    codec_id: bytes
+    spec: DecodeSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: dict[str, Profile]
+    kernel: dict[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the frames."""
+        _, height, width = self.frames.maximum
+        return height, width
+
+    @property
+    def file_name(self) -> str:
+        return one_file_name(self.precision, self.flavour, self.size)
+
+    def rebuild(self, bundle: str = "", arch: int | None = None) -> str:
+        return one_file_command(
+            bundle or self.bundle, self.precision, self.size, self.frames.maximum[0], frames=self.source == "frames"
+        )
+
+
 def engine_name(role: str, precision: str, flavour: str) -> str:
     """`segmenter-fp16-tensorrt.engine`."""
     return f"{role}-{precision}-{flavour}{SUFFIX}"
+
+
+def one_file_name(precision: str, flavour: str, size: tuple[int, int]) -> str:
+    """`segmenter-fp16-tensorrt-360x480.one-file.engine`; size: (H, W)."""
+    return f"segmenter-{precision}-{flavour}-{size[0]}x{size[1]}{ONE_FILE_SUFFIX}"
 
 
 def build_command(
@@ -107,4 +161,20 @@ def build_command(
         words += ["--profile", profile]
     if archs:
         words += ["--arch", *map(str, archs)]
+    return " ".join(shlex.quote(word) for word in [*words, "--overwrite"])
+
+
+def one_file_command(
+    bundle: str, precision: str, size: tuple[int, int], batch: int | None = None, *, frames: bool
+) -> str:
+    """The command line that builds a one-file engine. size: (H, W).  batch: the most frames, None: the default.
+
+    frames: as in `build_command`.
+    """
+    words = ["latentseg", "build", bundle, "--target", "tensorrt", "--one-file", "--size", f"{size[0]}x{size[1]}"]
+    if batch is not None:
+        words += ["--batch", str(batch)]
+    words += ["--precision", precision]
+    if frames:
+        words += ["--frames", "FOLDER"]
     return " ".join(shlex.quote(word) for word in [*words, "--overwrite"])

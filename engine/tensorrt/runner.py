@@ -8,10 +8,11 @@ the host decides is in `plan.py`; docs/gpu.md draws a batch's way with its buffe
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import TracebackType
@@ -128,6 +129,8 @@ class FusedSegmenter:
                 plan = plan_buffers(header, bundle.codec.stride, batch, source.itemsize)
                 for frames in (1, batch):  # the last batch of a stream may be any smaller
                     loaded.check_shape(plan.input_shape(frames))
+                with _naming_the_build(bundle):
+                    kernels.find("context_decode", str(source), self._device.capability)
                 kernel = DecodeKernel(self._device, kernels, header, str(source))
                 for _ in range(slots):
                     self._slots.append(Slot(self._device, loaded, kernel, plan, graphs=graphs))
@@ -237,9 +240,17 @@ class FusedSegmenter:
 
 def _kernels(bundle: Bundle, header: StreamHeader) -> KernelSet:
     """The bundle's compiled kernels, checked against the stream."""
-    try:
+    with _naming_the_build(bundle):
         kernels = load_kernels(bundle.path / KERNEL_FOLDER)
         kernels.check_stream(header.bits, header.tile)
-    except (InputError, ArtifactError) as error:
-        raise ArtifactError(str(error), hint=f"latentseg build {bundle_spec(bundle)} --target kernels") from None
     return kernels
+
+
+@contextmanager
+def _naming_the_build(bundle: Bundle) -> Iterator[None]:
+    """What is wrong with kernels, with the command that makes them for every GPU and this bundle."""
+    try:
+        yield
+    except (InputError, ArtifactError) as error:
+        command = f"latentseg build {shlex.quote(bundle_spec(bundle))} --target kernels --overwrite"
+        raise ArtifactError(str(error), hint=command) from None

@@ -3,7 +3,8 @@
 A sidecar is compared with the bundle and the machine before TensorRT sees a byte of the engine: the library's own
 answer to an engine of another version or GPU is a log line at best. It is written last, so that an engine that is half
 written has none. Beside them lie caches that only save time: `.timing` (of a build with full TensorRT) and `.runtime`
-(the kernels that TensorRT-RTX made when the engine ran).
+(the kernels that TensorRT-RTX made when the engine ran). One-file engines (`...-HxW.one-file.engine`) lie there too:
+they are read and compared the same way, and never taken for a model's.
 """
 
 from __future__ import annotations
@@ -13,29 +14,37 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ...errors import ArtifactError, InputError, OutputError, UsageError
-from ..backends.base import TensorSpec
 from ..bundle import Bundle, shipped_bundles
-from ..manifest import ROLES, _Section
+from ..manifest import ROLES
 from ..placement import PRECISIONS
 from .api import FLAVOURS, NAMES, RTX_ARCHS, dotted, is_installed
-from .engine_file import SUFFIX, EngineFile, Profile, build_command, engine_name
+from .engine_file import (
+    ONE_FILE_SUFFIX,
+    SUFFIX,
+    EngineFile,
+    OneFileEngine,
+    Profile,
+    build_command,
+    engine_name,
+    one_file_command,
+    one_file_name,
+)
+from .sidecar_json import parse_sidecar, sidecar_json
 
 __all__ = [
-    "ENGINE_FOLDER", "SUFFIX", "EngineFile", "Profile", "build_command", "bundle_spec", "check_bundle", "check_machine",
-    "engine_bytes", "engine_name", "find_engine", "parse_sidecar", "read_engine", "sidecar_json", "write_engine",
+    "ENGINE_FOLDER", "SUFFIX", "EngineFile", "OneFileEngine", "Profile", "build_command", "bundle_spec", "check_bundle",
+    "check_machine", "engine_bytes", "engine_name", "find_engine", "one_file_name", "parse_sidecar", "read_any_engine",
+    "read_engine", "read_one_file", "sidecar_json", "write_engine",
 ]  # fmt: skip
 
-SCHEMA = 1
 ENGINE_FOLDER = "engines"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-SOURCES = ("bundle", "frames")
-_DTYPES = ("uint8", "float32", "float16")
+AnyEngine = EngineFile | OneFileEngine
 _MAX_SIDECAR_BYTES = 4 << 20
+_ONE_FILE = re.compile(
+    rf"segmenter-({'|'.join(PRECISIONS)})-tensorrt-([1-9]\d*)x([1-9]\d*){re.escape(ONE_FILE_SUFFIX)}"
+)
 
 
 def bundle_spec(bundle: Bundle) -> str:
@@ -47,6 +56,30 @@ def bundle_spec(bundle: Bundle) -> str:
 
 
 def read_engine(path: Path) -> EngineFile:
+    """The checked sidecar of a model's engine. Raises as `read_any_engine`, and ArtifactError for a one-file engine."""
+    file = read_any_engine(path)
+    if not isinstance(file, EngineFile):
+        raise ArtifactError(
+            f"{path.name} is a one-file engine, from bytes to labels, expected an engine of a model",
+            hint="your own program feeds it (docs/tensorrt.md); latentseg runs: "
+            + build_command("BUNDLE", file.role, file.precision, file.flavour, frames=file.source == "frames"),
+        )
+    return file
+
+
+def read_one_file(path: Path) -> OneFileEngine:
+    """The checked sidecar of a one-file engine. Raises as `read_any_engine`, and ArtifactError for a model's engine."""
+    file = read_any_engine(path)
+    if not isinstance(file, OneFileEngine):
+        height, width = file.frames.optimum[1:]
+        raise ArtifactError(
+            f"{path.name} is an engine of the {file.role} alone, expected a one-file engine",
+            hint=one_file_command("BUNDLE", file.precision, (height, width), frames=file.source == "frames"),
+        )
+    return file
+
+
+def read_any_engine(path: Path) -> AnyEngine:
     """The checked sidecar of an engine file, whose size agrees; its hash is `engine_bytes`'s work.
 
     Raises ArtifactError (no engine, no sidecar, newer schema, any key missing, mistyped or out of range), InputError.
@@ -79,7 +112,7 @@ def read_engine(path: Path) -> EngineFile:
     return file
 
 
-def engine_bytes(path: Path, file: EngineFile) -> bytes:
+def engine_bytes(path: Path, file: AnyEngine) -> bytes:
     """An engine file's bytes, compared with the sidecar's hash. Raises ArtifactError, InputError."""
     try:
         data = path.read_bytes()
@@ -91,77 +124,6 @@ def engine_bytes(path: Path, file: EngineFile) -> bytes:
     return data
 
 
-def parse_sidecar(raw: object, where: str) -> EngineFile:
-    """Check a decoded sidecar; `where` is named in every error. Raises ArtifactError."""
-    top = _Section(raw, where, "")
-    schema = top.integer("schema", 1, None)
-    if schema > SCHEMA:
-        raise ArtifactError(
-            f"{where}: schema {schema} is newer than this program knows, expected at most {SCHEMA}",
-            hint="pip install --upgrade latentseg",
-        )
-    source = _end(top.section("input"))
-    file = EngineFile(
-        bundle=top.string("bundle"),
-        role=top.choice("role", tuple(ROLES)),
-        precision=top.choice("precision", PRECISIONS),
-        flavour=top.choice("flavour", tuple(FLAVOURS)),
-        version=top.string("version"),
-        model_sha256=_digest(top, "model_sha256"),
-        onnx_sha256=_digest(top, "onnx_sha256"),
-        source=top.choice("source", SOURCES),
-        engine_sha256=_digest(top, "engine_sha256"),
-        bytes=top.integer("bytes", 1, None),
-        archs=_archs(top),
-        profile=_profile(top, "profile", len(source.shape)),
-        frames=_profile(top, "frames", 3),
-        input=source,
-        output=_end(top.section("output")),
-        network={key: top.section("network").integer(key, 0, None) for key in top.section("network").value},
-        verification=dict(top.section("verification").value),
-        created_by=top.string("created_by"),
-    )
-    for key in ("minimum", "optimum", "maximum"):
-        shape = getattr(file.profile, key)
-        if any(want is not None and want != have for want, have in zip(source.shape, shape, strict=True)):
-            raise top.section("profile").error(key, "x".join(map(str, shape)), f"a shape that {source} allows")
-    return file
-
-
-def _digest(section: _Section, key: str) -> str:
-    found = section.string(key)
-    if not _SHA256.fullmatch(found):
-        raise section.error(key, repr(found), "64 lower-case hex digits (SHA-256)")
-    return found
-
-
-def _archs(top: _Section) -> tuple[int, ...]:
-    found = top.get("archs", list, "a list of compute capabilities")
-    if not found or not all(type(arch) is int and 10 <= arch < 1000 for arch in found):
-        raise top.error("archs", repr(found), "compute capabilities such as 89, at least one")
-    return tuple(found)
-
-
-def _profile(top: _Section, key: str, rank: int) -> Profile:
-    section = top.section(key)
-    shapes = []
-    for name in ("minimum", "optimum", "maximum"):
-        found = section.get(name, list, f"a list of {rank} sizes")
-        if len(found) != rank or not all(type(side) is int and side >= 1 for side in found):
-            raise section.error(name, repr(found), f"{rank} sizes of at least 1")
-        shapes.append(tuple(found))
-    if not all(low <= best <= high for low, best, high in zip(*shapes, strict=True)):
-        raise section.error("optimum", repr(shapes[1]), f"sizes from {shapes[0]} to {shapes[2]}")
-    return Profile(*shapes)
-
-
-def _end(section: _Section) -> TensorSpec:
-    shape = section.get("shape", list, "a list of sizes, null where free")
-    if not shape or not all(side is None or (type(side) is int and side >= 1) for side in shape):
-        raise section.error("shape", repr(shape), "sizes of at least 1, null where free")
-    return TensorSpec(section.string("name"), np.dtype(section.choice("dtype", _DTYPES)), tuple(shape))
-
-
 def _again(path: Path) -> str:
     """The build command as far as an engine's file name tells it."""
     for flavour in FLAVOURS:
@@ -169,13 +131,16 @@ def _again(path: Path) -> str:
             for precision in PRECISIONS:
                 if path.name == engine_name(role, precision, flavour):
                     return build_command("BUNDLE", role, precision, flavour, frames=precision != "fp32")
+    if found := _ONE_FILE.fullmatch(path.name):
+        precision, height, width = found.groups()
+        return one_file_command("BUNDLE", precision, (int(height), int(width)), frames=precision != "fp32")
     return "latentseg build BUNDLE --target tensorrt"
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def check_bundle(file: EngineFile, bundle: Bundle) -> None:
+def check_bundle(file: AnyEngine, bundle: Bundle) -> None:
     """Raise ArtifactError unless the engine was built from this bundle's model as it is now."""
     bundle.model_path(file.role)  # the bundle has the role
     expected = bundle.manifest["files"][file.role]["sha256"]
@@ -187,7 +152,7 @@ def check_bundle(file: EngineFile, bundle: Bundle) -> None:
         )
 
 
-def check_machine(file: EngineFile, flavour: str, version: str, capability: int, bundle: str = "") -> None:
+def check_machine(file: AnyEngine, flavour: str, version: str, capability: int, bundle: str = "") -> None:
     """Raise ArtifactError unless the engine is for this machine.
 
     flavour, version: of the TensorRT that is to load it.  capability: of the GPU, major * 10 + minor.
@@ -216,7 +181,7 @@ def check_machine(file: EngineFile, flavour: str, version: str, capability: int,
     raise ArtifactError(found, hint=file.rebuild(bundle, capability if flavour == "tensorrt-rtx" else None))
 
 
-def _other_flavour(file: EngineFile, flavour: str, bundle: str) -> str:
+def _other_flavour(file: AnyEngine, flavour: str, bundle: str) -> str:
     name, frames = bundle or file.bundle, file.source == "frames"
     return build_command(name, file.role, file.precision, flavour, str(file.frames), frames=frames)
 
@@ -268,27 +233,7 @@ def find_engine(
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def sidecar_json(file: EngineFile) -> dict[str, Any]:
-    """A sidecar as the JSON object that `parse_sidecar` reads."""
-
-    def end(spec: TensorSpec) -> dict[str, Any]:
-        return {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
-
-    def profile(shapes: Profile) -> dict[str, list[int]]:
-        return {key: list(getattr(shapes, key)) for key in ("minimum", "optimum", "maximum")}
-
-    return {
-        "schema": SCHEMA, "bundle": file.bundle, "role": file.role, "precision": file.precision,
-        "flavour": file.flavour, "version": file.version, "archs": list(file.archs),
-        "profile": profile(file.profile), "frames": profile(file.frames),
-        "input": end(file.input), "output": end(file.output), "network": file.network,
-        "model_sha256": file.model_sha256, "onnx_sha256": file.onnx_sha256, "source": file.source,
-        "engine_sha256": file.engine_sha256, "bytes": file.bytes,
-        "verification": file.verification, "created_by": file.created_by,
-    }  # fmt: skip
-
-
-def write_engine(folder: Path, data: bytes, file: EngineFile, *, overwrite: bool = False) -> Path:
+def write_engine(folder: Path, data: bytes, file: AnyEngine, *, overwrite: bool = False) -> Path:
     """Write an engine, then its sidecar, each replaced in one step; returns the engine's path.
 
     An older sidecar goes first, and so does the runtime cache of the engine that is replaced.

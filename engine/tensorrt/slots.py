@@ -42,7 +42,11 @@ class Slot:
         self._executions: dict[int, Execution] = {}
         self._warm: set[int] = set()
         self._graphs: dict[GraphKey, Graph] = {}
-        self._execution(plan.frames)  # the largest batch: memory for all of them is taken here
+        try:
+            self._execution(plan.frames)  # the largest batch: memory for all of them is taken here
+        except BaseException:
+            self.forget()  # the error's traceback holds this slot beyond the engine's end
+            raise
 
     def start(self, key: GraphKey) -> None:
         """Start the batch that was planned in `room`.

@@ -190,7 +190,7 @@ def test_the_command_of_a_sidecar_builds_the_engine_again(
         ("--precision int8", 2, "int8 without frames"),
         ("--precision int8 --role compressor --frames .", 2, "the compressor in int8: a codec stays in fp32"),
         ("--precision fp16 --frames nowhere", 3, "no such file or folder: nowhere"),
-        ("--precision fp16 --data nowhere", 3, "no split 'val' in nowhere"),
+        ("--precision fp16 --data nowhere", 3, "no split 'train' in nowhere"),
         ("--profile 1x8x8:2x8x8", 2, "expected the least, the best and the most batch and frame size"),
         ("--profile 1x8", 2, "expected the least, the best and the most batch and frame size"),
         ("--profile 0x8x8", 2, "expected the least, the best and the most batch and frame size"),
@@ -225,7 +225,7 @@ def test_a_precision_is_made_and_judged_with_the_users_frames(
         Image.fromarray(images[index]).save(tmp_path / f"image{index}.png")
         if labelled:
             Image.fromarray(labels[index]).save(tmp_path / f"label{index}.png")
-    (tmp_path / "val.txt").write_text("".join(f"image{i}.png label{i}.png\n" for i in range(2)))
+    (tmp_path / "train.txt").write_text("".join(f"image{i}.png label{i}.png\n" for i in range(2)))
     asked: list[Any] = []
 
     def rewrite(*arguments: Any) -> Any:
