@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendMissingError, LatentsegError, UsageError
+from ..errors import BackendInactiveError, BackendMissingError, LatentsegError, UsageError
 from .gpu_checks import PARTS, Checks
 
 RAN, ABSENT, FAILED = "ran", "not available here", "failed"
@@ -31,6 +31,8 @@ def run_part(name: str, body: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     detail: dict[str, Any]
     try:
         detail, result = body(), RAN
+    except BackendInactiveError as error:  # a fall-back is no absence
+        detail, result = {"error": f"{type(error).__name__}: {error}", "hint": error.hint}, FAILED
     except BackendMissingError as error:
         detail, result = {"reason": str(error), "hint": error.hint}, ABSENT
     except ModuleNotFoundError as error:
@@ -66,8 +68,8 @@ def line(row: dict[str, Any]) -> str:
 
 
 def exit_code(rows: Sequence[dict[str, Any]]) -> int:
-    """5 where a part failed, 6 where none could run, else 0."""
-    results = {row["result"] for row in rows}
+    """5 where a part failed, 6 where nothing could be compared (naming the GPU compares nothing), else 0."""
+    results = {row["result"] for row in rows if row["result"] == FAILED or row["part"] != "gpu"}
     return 5 if FAILED in results else 0 if RAN in results else 6
 
 
@@ -96,7 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             append_row(options.record, {**row, **about})
 
     try:
-        return exit_code(check(options.bundle, [part for part in options.parts.split(",") if part], show))
+        if options.record is not None and not options.record.parent.is_dir():
+            raise UsageError(f"--record {options.record}: no such folder", hint=f"mkdir -p {options.record.parent}")
+        return exit_code(
+            check(options.bundle, [part.strip() for part in options.parts.split(",") if part.strip()], show)
+        )
     except LatentsegError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:

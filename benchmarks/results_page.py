@@ -50,7 +50,9 @@ def page(folder: Path) -> str:
     """The whole page from the rows in `folder`: bench.jsonl, rate_distortion.jsonl, entropy.jsonl."""
     parts = [_INTRO]
     for row in _rows(folder / "bench.jsonl"):
-        name = row["configuration"]["source"]
+        setup = row["configuration"]
+        precision = setup.get("precision", "fp32")
+        name = setup["source"] + ("" if precision == "fp32" else f", segmenters in {precision}")
         parts.append(f"## Bytes to labels: {name}\n\nRecorded {row['date'][:10]}.\n\n```\n{report.text(row)}```\n")
     rows = list(_rows(folder / "rate_distortion.jsonl"))
     parts.append(_RATE_DISTORTION)

@@ -25,7 +25,7 @@ PACKAGES: dict[str, Package] = {
     "av": Package(("av",), "video files, cameras and stream URLs", "pip install 'latentseg[video]'"),
     "pillow": Package(("pillow",), "images", "pip install 'latentseg[video]'"),
     "matplotlib": Package(("matplotlib",), "the plots of bench", "pip install 'latentseg[plot]'"),
-    "torch": Package(("torch",), "train, eval and export", "pip install 'latentseg[train]'"),
+    "torch": Package(("torch",), "train, eval and export, --backend torch", "pip install 'latentseg[train]'"),
     "onnx": Package(("onnx",), "export", "pip install 'latentseg[export]'"),
     "triton": Package(("triton",), "compiling the GPU kernels: build", "pip install 'latentseg[triton]'"),
     "cuda-bindings": Package(
@@ -33,7 +33,9 @@ PACKAGES: dict[str, Package] = {
         "finding the GPU, launching compiled kernels on it, CUDA graphs",
         "pip install 'latentseg[gpu]'",
     ),
-    "pycuda": Package(("pycuda",), "memory, streams and kernels of --backend tensorrt", "pip install 'latentseg[pycuda]'"),
+    "pycuda": Package(
+        ("pycuda",), "memory, streams and kernels of --backend tensorrt", "pip install 'latentseg[pycuda]'"
+    ),
     "tensorrt": Package(
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         "engines on any GPU, built on that GPU: build --target tensorrt, --backend tensorrt",
@@ -46,8 +48,7 @@ PACKAGES: dict[str, Package] = {
     ),
     "zstandard": Package(("zstandard",), "zstd in bench entropy", "pip install 'latentseg[bench]'"),
     "constriction": Package(("constriction",), "constriction in bench entropy", "pip install 'latentseg[bench]'"),
-    # Looked for so that a report shows the whole machine.
-    "dali": Package(("nvidia-dali-cuda130", "nvidia-dali-cuda120"), "", ""),
+    "dali": Package(("nvidia-dali-cuda130",), "--kind dali and dali-gpu of a source", "pip install 'latentseg[dali]'"),
 }
 
 

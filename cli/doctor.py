@@ -115,7 +115,7 @@ def _built(name: str) -> dict[str, Any]:
     """What lies built beside a shipped bundle, each with why it cannot be used, where that is so."""
     from ..engine.bundle import shipped_bundles
     from ..engine.tensorrt.api import NAMES
-    from ..engine.tensorrt.sidecar import ENGINE_FOLDER, SUFFIX, read_engine
+    from ..engine.tensorrt.sidecar import ENGINE_FOLDER, SUFFIX, read_any_engine
     from ..kernels.gpu.images import INDEX_NAME, load_kernels
 
     folder = shipped_bundles()[name]
@@ -128,7 +128,7 @@ def _built(name: str) -> dict[str, Any]:
     for path in sorted((folder / ENGINE_FOLDER).glob("*" + SUFFIX)):
         entry: dict[str, Any] = {"file": path.name, "version": "", "archs": [], "error": ""}
         try:
-            file = read_engine(path)
+            file = read_any_engine(path)
             entry |= {"version": f"{NAMES[file.flavour]} {file.version}", "archs": list(file.archs)}
         except LatentsegError as error:
             entry["error"] = str(error)

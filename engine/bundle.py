@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,8 +37,7 @@ UNNAMED_CODEC = bytes(32)
 FP32 = "fp32"  # the variant that every role has: its ONNX file as it was exported
 _HOW_TO_BUILD = {
     "int8": "latentseg build {bundle} --target onnxruntime --precision int8 --frames FOLDER",
-    "fp16": "latentseg build {bundle} --target tensorrt --precision fp16 --frames FOLDER",
-    "torch": "latentseg export ... --programs",
+    "torch": "export it again with its programs: latentseg export --codec RUN --segmenter RUN --programs -o {bundle}",
 }
 
 
@@ -124,7 +124,7 @@ class Bundle:
         found = f"bundle '{self.name}' has no {variant} {role}, only {', '.join(self.variants(role))}"
         if variant not in variants_of(role):
             return ArtifactError(found, hint="a codec runs in fp32: its symbols must be the ones it was trained with")
-        return ArtifactError(found, hint=_HOW_TO_BUILD[variant].format(bundle=self.path))
+        return ArtifactError(found, hint=_HOW_TO_BUILD[variant].format(bundle=shlex.quote(str(self.path))))
 
     def macs(self, role: str, height: int, width: int) -> float:
         """Convolution multiply-accumulates of `role`'s model on one frame of height x width source pixels."""

@@ -121,6 +121,8 @@ class Engine:
                 stages.append(timed("entropy_decode", self._decode_stage(role, header, damages)))
             if decompress:
                 stages.append(timed("decompress", self._frames_stage(size)))
+            if fused and self._last is not None:
+                self._last.stop()  # before the device's memory is asked for: one run at a time
             stages.append(
                 self._fused_stage(header, size, opened.live, damages)
                 if fused

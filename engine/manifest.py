@@ -31,7 +31,7 @@ ROLES: dict[str, str] = {
 REQUIRED_ROLES = ("compressor",)  # a codec alone can encode; what needs another role says so
 LABELLING_ROLES = {"segmenter", "rgb_segmenter"}  # with neither, a bundle has no labels and needs no classes
 # Forms of a model beside its fp32 ONNX file. A codec's is fp32, too: its symbols must be the ones it was trained with.
-VARIANTS = ("fp16", "int8", "torch")
+VARIANTS = ("int8", "torch")
 CODEC_VARIANTS = ("torch",)
 
 _MAX_MANIFEST_BYTES = 4 << 20
@@ -258,10 +258,12 @@ def _parse_content(section: _Section) -> tuple[str, str, int]:
     pure, windows = PurePosixPath(path), PureWindowsPath(path)
     if pure.is_absolute() or windows.drive or windows.root or ".." in windows.parts or not pure.name or "\\" in path:
         raise section.error("path", repr(path), "a relative path inside the bundle, with forward slashes")
+    if str(pure) == MANIFEST_NAME:
+        raise section.error("path", repr(path), "a model's file, not the manifest")
     sha256 = section.string("sha256")
     if not _SHA256.fullmatch(sha256):
         raise section.error("sha256", repr(sha256), "64 lower-case hex digits")
-    return path, sha256, section.integer("bytes", 1, None)
+    return str(pure), sha256, section.integer("bytes", 1, None)
 
 
 def _parse_classes(top: _Section, least: int) -> tuple[ClassInfo, ...]:

@@ -60,6 +60,11 @@ class Placement:
                     f"the torch backend runs fp32, asked for {precision}", hint="--backend onnxruntime or tensorrt"
                 )
             return bundle.model_path(role, "torch")
+        if precision == "fp16":
+            raise UsageError(
+                "fp16 on onnxruntime: a CPU computes it in fp32, and bundles have no such file",
+                hint="--precision int8, or --backend tensorrt",
+            )
         return bundle.model_path(role, precision)
 
     def open(self, bundle: Bundle, role: str) -> Backend:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ..bitstream import StreamHeader
 from ..engine.backends import open_backend
-from ..engine.placement import Placement
 from ..engine.bundle import Bundle
+from ..engine.placement import Placement
 from ..engine.roles import Compressor, Decompressor, RgbSegmenter, Segmenter
 from ..errors import ArtifactError, VerificationError
 from ..kernels import entropy

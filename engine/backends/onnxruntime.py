@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import ArtifactError, BackendMissingError, missing_extra
+from ...errors import ArtifactError, BackendInactiveError, BackendMissingError, missing_extra
 from .base import Backend, TensorSpec, first_line
 
 _DTYPES: dict[str, Any] = {
@@ -71,10 +71,12 @@ class OnnxRuntimeBackend(Backend):
         # A provider that fails to start is replaced by the CPU with no more than a log line: read back what is active.
         active = session.get_providers()
         if active[0] != asked:
-            raise self._not_active(f"the session runs on {active[0]}")
+            raise self._not_active(f"the session runs on {active[0]}", BackendInactiveError)
         elsewhere = _heavy_nodes_elsewhere(session, asked)
         if elsewhere:
-            raise self._not_active(f"{len(elsewhere)} operations run elsewhere, such as {elsewhere[0]}")
+            raise self._not_active(
+                f"{len(elsewhere)} operations run elsewhere, such as {elsewhere[0]}", BackendInactiveError
+            )
         ends = (*session.get_inputs(), *session.get_outputs())
         if len(ends) != 2:
             raise ArtifactError(
@@ -116,8 +118,8 @@ class OnnxRuntimeBackend(Backend):
         shape = tuple(d if isinstance(d, int) else None for d in end.shape)
         return TensorSpec(end.name, np.dtype(_DTYPES[end.type]), shape)
 
-    def _not_active(self, found: str) -> BackendMissingError:
-        return BackendMissingError(
+    def _not_active(self, found: str, kind: type[BackendMissingError] = BackendMissingError) -> BackendMissingError:
+        return kind(
             f"asked for {_PROVIDERS[self.asked][0]}, found: {found}",
             hint="latentseg doctor shows what this machine can run",
         )

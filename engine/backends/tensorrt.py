@@ -32,14 +32,16 @@ class TensorRtBackend(Backend):
         # What a hint of `latentseg build` names: the folder around the engines, where they lie in a bundle.
         bundle = str(self.path.parent.parent) if self.path.parent.name == ENGINE_FOLDER else ""
         self._device = open_device()
+        self._engine: Any = None
+        self._execution: Any = None
         try:
             with self._device.active():
                 self._stream = self._device.stream()
                 self._engine = LoadedEngine(self.path, self._device, bundle)
-                self._execution: Any = Execution(self._engine, self._stream)
+                self._execution = Execution(self._engine, self._stream)
         except BaseException:
             with suppress(LatentsegError):
-                self._device.close()
+                self._close()
             raise
         self._rooms: dict[str, tuple[int, int]] = {}
         file = self._engine.file
@@ -63,7 +65,8 @@ class TensorRtBackend(Backend):
     def _close(self) -> None:
         with suppress(LatentsegError), self._device.active():
             self._execution = None
-            self._engine.close()
+            if self._engine is not None:
+                self._engine.close()
         self._device.close()
 
     def _room(self, name: str, wanted: int) -> int:

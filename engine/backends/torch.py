@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import ArtifactError, BackendMissingError, missing_extra
+from ...errors import ArtifactError, BackendInactiveError, BackendMissingError, missing_extra
 from .base import Backend, TensorSpec, first_line
 
 # A variant is compiled for the first shape, for each dimension that turns out to vary, and for sizes of 1 (batch,
@@ -105,7 +105,7 @@ class TorchBackend(Backend):
     def _device_name(self, torch: Any) -> str:
         tensor = torch.zeros(1, device=self._device)  # read back where it truly is
         if tensor.device.type != self.asked:
-            raise BackendMissingError(f"asked for {self.asked}, found: tensors on {tensor.device}")
+            raise BackendInactiveError(f"asked for {self.asked}, found: tensors on {tensor.device}")
         return f"cuda: {torch.cuda.get_device_name(tensor.device)}" if tensor.is_cuda else "cpu"
 
     def _run(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -117,7 +117,7 @@ class TorchBackend(Backend):
             with torch.no_grad():
                 output = self._run_program(torch.from_numpy(array).to(self._device))
             if output.device.type != self.asked:
-                raise BackendMissingError(f"asked for {self.asked}, found: the output on {output.device}")
+                raise BackendInactiveError(f"asked for {self.asked}, found: the output on {output.device}")
             result: npt.NDArray[Any] = output.cpu().numpy()
         except BackendMissingError:
             raise

@@ -195,7 +195,7 @@ class Device(ABC):
         finally:
             self._drop(graph)
         made = Graph(handle, nodes)
-        self._hold("graph", id(made), lambda: self._call("cuGraphExecDestroy", handle))
+        self._hold("graph", int(handle), lambda: self._call("cuGraphExecDestroy", handle))
         return made
 
     def replay(self, graph: Graph, stream: int) -> None:

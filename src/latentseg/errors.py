@@ -54,6 +54,10 @@ class BackendMissingError(LatentsegError):
     exit_code = 6
 
 
+class BackendInactiveError(BackendMissingError):
+    """A backend is there and did something else than was asked, such as running on the CPU: a fall-back, seen."""
+
+
 class PartialResultError(LatentsegError):
     """The work finished, but some frames or streams were lost; everything else was written."""
 

@@ -14,7 +14,7 @@ from _kernel_images import kernels
 
 from latentseg.benchmarks import gpu_checks, gpu_suite
 from latentseg.engine.tensorrt.gpus import GpuInfo
-from latentseg.errors import BackendMissingError, UsageError, VerificationError
+from latentseg.errors import BackendInactiveError, BackendMissingError, UsageError, VerificationError
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ def test_what_is_right_runs(machine: Setup) -> None:
     assert rows["decode-pycuda"]["detail"] == {"device": "Fake", "batches": 12, "floats": "equal", "damage": "found"}
     assert rows["graph"]["detail"] == {"nodes": 3, "floats": "equal"}
     found = rows["tensorrt"]["detail"]
-    assert [found[key] for key in ("segmenter", "rgb_segmenter", "fused", "fused in graphs")] == [1.0] * 4
+    keys = [f"{what} {p}" for p in ("fp32", "fp16") for what in ("segmenter", "rgb_segmenter", "fused")]
+    assert [found[key] for key in (*keys, "fused fp32 in graphs", "fused fp16 in graphs")] == [1.0] * 8
+    assert found["int8"] == "the bundle has none"
     assert machine.cuda.calls["cuGraphLaunch"] > 0
     assert machine.clean
 
@@ -75,10 +77,22 @@ def test_damage_that_is_passed_over_is_found(machine: Setup, monkeypatch: pytest
 
 
 def test_labels_of_another_network_are_found(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_checks.Checks, "labels", np.full((5, 24, 32), 9, np.uint8))
+    wrong = np.full((5, 24, 32), 9, np.uint8)
+    monkeypatch.setattr(gpu_checks.Checks, "cpu_labels", lambda self, precision="fp32": (wrong, wrong))
     row = rows_of(machine, "tensorrt")["tensorrt"]
     assert row["result"] == "failed"
     assert "0.0000% of the labels are the CPU's, expected at least 99.8%" in row["detail"]["error"]
+
+
+def test_each_flavour_is_measured_with_its_own_engines(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, rtx = machine.module, machine.install("tensorrt-rtx")
+    modules = {"tensorrt": full, "tensorrt_rtx": rtx}
+    monkeypatch.setattr("latentseg.engine.tensorrt.api.importlib.import_module", modules.__getitem__)
+    rows = rows_of(machine, "tensorrt", "tensorrt-rtx")
+    assert rows["tensorrt"]["detail"]["provider"].startswith("TensorRT 10.13")
+    assert rows["tensorrt-rtx"]["detail"]["provider"].startswith("TensorRT-RTX 1.7")
+    assert full.contexts
+    assert rtx.contexts
 
 
 def test_a_graph_that_starts_nothing_is_found(machine: Setup) -> None:
@@ -98,6 +112,7 @@ def test_results_are_told_apart() -> None:
         return row["result"], next(iter(row["detail"]))
 
     assert result(BackendMissingError("no GPU")) == ("not available here", "reason")
+    assert result(BackendInactiveError("the session runs on the CPU")) == ("failed", "error")
     assert result(ModuleNotFoundError("no", name="torch")) == ("not available here", "reason")
     assert result(ModuleNotFoundError("no", name="latentseg.x")) == ("failed", "error")
     assert result(ImportError("cannot import name")) == ("failed", "error")
@@ -105,7 +120,8 @@ def test_results_are_told_apart() -> None:
     assert result(ZeroDivisionError()) == ("failed", "error")
     codes = {("ran",): 0, ("ran", "not available here"): 0, ("not available here",): 6, ("ran", "failed"): 5}
     for results, code in codes.items():
-        assert gpu_suite.exit_code([{"result": found} for found in results]) == code
+        assert gpu_suite.exit_code([{"part": "x", "result": found} for found in results]) == code
+    assert gpu_suite.exit_code([{"part": "gpu", "result": "ran"}]) == 6  # names the GPU, compares nothing
 
 
 def test_command_line(machine: Setup, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,3 +136,6 @@ def test_command_line(machine: Setup, tmp_path: Path, capsys: pytest.CaptureFixt
     assert gpu_suite.main([*options, "--parts", "decode-opencl"]) == UsageError.exit_code
     assert "no part 'decode-opencl'" in capsys.readouterr().err
     assert gpu_suite.main(["--check", "--bundle", str(tmp_path / "none")]) in (3, 4)
+    assert gpu_suite.main([*options[:3], "--record", str(tmp_path / "no" / "rows.jsonl")]) == UsageError.exit_code
+    assert "no such folder" in capsys.readouterr().err
+    assert gpu_suite.main([*options, "--parts", " decode-pycuda, graph"]) == 0

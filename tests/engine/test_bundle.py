@@ -329,7 +329,7 @@ def test_a_variant_that_is_not_there_names_the_command(folder: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         bundle.model_path("compressor", "int8")
     assert "must be the ones it was trained with" in caught.value.hint
-    with pytest.raises(UsageError, match="unknown variant 'int4', expected one of fp32, fp16, int8, torch"):
+    with pytest.raises(UsageError, match="unknown variant 'int4', expected one of fp32, int8, torch"):
         bundle.model_path("segmenter", "int4")
 
 
@@ -340,10 +340,12 @@ def test_a_variant_that_is_not_there_names_the_command(folder: Path) -> None:
         ("variants.segmenter", None, "'variants.segmenter' is None"),
         ("variants.compressor", {"int8": {}}, "compressor has the unknown variant 'int8', known: torch"),
         ("variants.oracle", {}, "'variants.oracle' is there, expected only roles that 'files' has (compressor, "),
-        ("variants.segmenter.int4", {}, "segmenter has the unknown variant 'int4', known: fp16, int8, torch"),
+        ("variants.segmenter.int4", {}, "segmenter has the unknown variant 'int4', known: int8, torch"),
         ("variants.segmenter.int8", "x", "'variants.segmenter.int8' is 'x'"),
         ("variants.segmenter.int8.path", "../s.onnx", "relative path inside the bundle"),
         ("variants.segmenter.int8.path", "segmenter.onnx", "a file of its own (segmenter has this one)"),
+        ("variants.segmenter.int8.path", "./segmenter.onnx", "a file of its own (segmenter has this one)"),
+        ("variants.segmenter.int8.path", "./manifest.json", "a model's file, not the manifest"),
         ("variants.segmenter.int8.path", "gone.onnx", "the file of role 'segmenter, variant int8' is missing"),
         ("variants.segmenter.int8.sha256", "0", "64 lower-case hex"),
         ("variants.segmenter.int8.bytes", 7, "segmenter-int8.onnx has 400 bytes, expected 7"),

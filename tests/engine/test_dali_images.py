@@ -148,6 +148,18 @@ def test_another_size_comes_behind_what_was_good(tmp_path: Path) -> None:
             next(found)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_another_size_behind_a_damaged_file_is_still_an_error(batch: int) -> None:
+    good, other = [jpeg(picture) for picture in clip(4)], jpeg(clip(1, 38, 53)[0])
+    found: list[int] = []
+    with (
+        DaliImages([good[0], bad_codes(good[1]), good[2], other, good[3]], batch, threads=1) as source,
+        pytest.raises(InputError, match="image 3 is 38x53, expected 37x53"),
+    ):
+        found.extend(frame.index for frame in source)
+    assert found == [0, 2]
+
+
 def test_a_file_that_goes_away(tmp_path: Path) -> None:
     for n, picture in enumerate(clip(4)):
         (tmp_path / f"{n}.jpg").write_bytes(jpeg(picture))

@@ -194,7 +194,7 @@ def test_what_is_missing_names_the_command_that_builds_it(setup: Setup) -> None:
         path.unlink()
     with pytest.raises(ArtifactError, match="no compiled kernels in") as caught:
         setup.open()
-    assert caught.value.hint == f"latentseg build {setup.bundle.path} --target kernels"
+    assert caught.value.hint == f"latentseg build {setup.bundle.path} --target kernels --overwrite"
     save_kernels(kernels(90, tile=(4, 5)), setup.bundle.path / "kernels", overwrite=True)
     with pytest.raises(ArtifactError, match="compiled for 8 bits and tiles of 4x5"):
         setup.open()

@@ -114,7 +114,8 @@ class DaliImages(FrameSource, BatchSource[FrameBatch]):
                     break
                 except DaliError as error:
                     first, *behind = error.items
-                    left = chain(self._decodable(first, str(error), damages), behind, left)
+                    redone = chain(self._decodable(first, str(error), damages), behind)
+                    left = chain(redone, left if error.ending is None else _raising(error.ending))
         if found == 0 and damages:
             raise InputError(f"{self.name}: none of {len(damages)} images could be read; {damages[0].reason}")
 
@@ -199,6 +200,11 @@ class DaliImages(FrameSource, BatchSource[FrameBatch]):
 
 def _damage(index: int, name: str, error: Exception) -> Damage:
     return Damage(0, f"{name}: {error}", index, lost=1)
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield  # an iterator, so that the error comes in its place
 
 
 def _fed(chunk: list[_Jpeg]) -> Fed[list[_Jpeg]]:

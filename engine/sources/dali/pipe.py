@@ -23,11 +23,15 @@ Define = Callable[[Any], Sequence[Any]]
 
 
 class DaliError(Exception):
-    """DALI failed on a batch. items: that one's, and the ones that were fed behind it and not given yet."""
+    """DALI failed on a batch.
 
-    def __init__(self, error: RuntimeError, items: list[Any]) -> None:
+    items: that one's, and the ones that were fed behind it and not given yet. ending: why there were no more, where
+    that was an error.
+    """
+
+    def __init__(self, error: RuntimeError, items: list[Any], ending: Exception | None) -> None:
         super().__init__(reason(error))
-        self.items = items
+        self.items, self.ending = items, ending
 
 
 class Pipe(Generic[T]):
@@ -89,7 +93,7 @@ class Pipe(Generic[T]):
             except StopIteration:
                 break
             except RuntimeError as error:
-                raise DaliError(error, list(pending)) from error
+                raise DaliError(error, list(pending), failures[0] if failures else None) from error
             yield pending.popleft(), outputs
         self._pipeline.reset()
         self._fresh = True
