@@ -137,22 +137,17 @@ def test_a_precision_is_the_bundles_own_or_made_with_frames(
     rewriting.rewrite = lambda *_: (_ for _ in ()).throw(VerificationError("labels agree on 9 %"))  # type: ignore[attr-defined]
     with pytest.raises(VerificationError, match="9 %"):
         export.build_one_file(bundle, precision, SIZE, images=["image"])  # type: ignore[list-item]
+    if precision == "fp16":
+        return  # made for an engine each time; no bundle has it
     # Its own, of a network that is in that precision.
     bundle = add_variant(bundle, "segmenter", precision, bundle.model_path("segmenter"), {"label_agreement": 0.5})
-    half, q, x = fake.tensor("h", "HALF"), fake.tensor("q"), fake.tensor("x")
-    layers = {
-        "fp16": [fake.layer("CONVOLUTION", [half, half], half)],
-        "int8": [
-            fake.layer("QUANTIZE", [x], q),
-            fake.layer("DEQUANTIZE", [q], x),
-            fake.layer("CONVOLUTION", [x, x], q),
-        ],
-    }
-    trt.parsed = fake.network(layers[precision])
+    q, x = fake.tensor("q"), fake.tensor("x")
+    layers = [fake.layer("QUANTIZE", [x], q), fake.layer("DEQUANTIZE", [q], x), fake.layer("CONVOLUTION", [x, x], q)]
+    trt.parsed = fake.network(layers)
     path, file, _ = export.build_one_file(bundle, precision, SIZE)
     assert path == bundle.path / "engines" / f"segmenter-{precision}-tensorrt-131x517.one-file.engine"
     assert (file.source, file.verification) == ("bundle", {"label_agreement": 0.5})
-    assert (file.network["half_products"], file.network["int8_products"]) == (precision == "fp16", precision == "int8")
+    assert (file.network["half_products"], file.network["int8_products"]) == (0, 1)
 
 
 @pytest.mark.usefixtures("compiler")

@@ -17,13 +17,14 @@ from _tiny_bundle import write_tiny_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 from latentseg.engine import load_bundle
-from latentseg.engine.bundle import Bundle, add_variant
+from latentseg.engine.bundle import Bundle
 from latentseg.engine.tensorrt import api
 from latentseg.engine.tensorrt.gpus import GpuInfo
 from latentseg.engine.tensorrt.sidecar import Profile, find_engine, read_engine
 from latentseg.errors import ArtifactError, BackendMissingError, UsageError
 from latentseg.export import tensorrt as export
 from latentseg.export.tensorrt_onnx import cast_outside
+from latentseg.export.verify import synthetic_frames
 
 rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None or not sys.platform.startswith("linux"),
@@ -76,76 +77,44 @@ def test_the_shipped_segmenter_builds_for_one_capability_each(arch: int, tmp_pat
     assert file.onnx_sha256 == file.model_sha256  # built as it is in the bundle
 
 
-def rewritten(model: Path, precision: str, target: Path) -> Path:
-    """The shipped segmenter in another precision, made here: numbers of random latents, no thought for accuracy."""
-    if precision == "int8":
-        from onnxruntime import quantization
-
-        class Latents(quantization.CalibrationDataReader):  # type: ignore[misc]
-            def __init__(self) -> None:
-                latents = np.random.default_rng(0).integers(-8, 8, (2, 1, 32, 5, 7)).astype(np.float32)
-                self.feeds = iter([{"latent": latent} for latent in latents])
-
-            def get_next(self) -> Any:
-                return next(self.feeds, None)
-
-        plain = onnx.load(model)
-        floats = {node.output[0]: node.input[0] for node in plain.graph.node if node.op_type == "Cast"}
-        stored = {tensor.name: tensor for tensor in plain.graph.initializer}
-        for node in [
-            node for node in plain.graph.node if floats.get(node.output[0]) in stored
-        ]:  # its weights, as floats
-            values = numpy_helper.to_array(stored[node.input[0]]).astype(np.float32)
-            plain.graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-            plain.graph.node.remove(node)
-        onnx.save(plain, target.with_suffix(".plain.onnx"))
-        kind = quantization.QuantType.QInt8
-        quantization.quantize_static(
-            target.with_suffix(".plain.onnx"), target, Latents(), per_channel=True, activation_type=kind,
-            weight_type=kind, op_types_to_quantize=["Conv"],
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-        )  # fmt: skip
-        return target
-    proto = onnx.load(model)
-    for tensor in proto.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
-                attribute.i = TensorProto.FLOAT16
-        for index, name in enumerate(node.input):
-            if name == "latent":
-                node.input[index] = "latent_half"
-    proto.graph.node.insert(0, helper.make_node("Cast", ["latent"], ["latent_half"], to=TensorProto.FLOAT16))
-    del proto.graph.value_info[:]
-    onnx.save(proto, target)
-    return target
-
-
 @rtx
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_bundles_own_half_and_int8_segmenter_build_for_four_capabilities(precision: str, tmp_path: Path) -> None:
+def test_the_bundles_own_int8_segmenter_builds_for_four_capabilities(tmp_path: Path) -> None:
     shutil.copytree(load_bundle("camvid-compact").path, tmp_path / "bundle")
     bundle = load_bundle(tmp_path / "bundle")
-    file = rewritten(bundle.model_path("segmenter"), precision, tmp_path / "rewritten.onnx")
-    bundle = add_variant(bundle, "segmenter", precision, file, {"label_agreement": 0.5})
+    file = bundle.model_path("segmenter", "int8")
     dynamic = Profile((1, 8, 8), (2, 360, 480), (4, 370, 500))
-    path, made, _ = export.build_role(bundle, "segmenter", precision, "tensorrt-rtx", dynamic)
-    assert path == find_engine(bundle, "segmenter", precision)
-    assert (made.archs, made.source, made.verification) == ((80, 86, 89, 120), "bundle", {"label_agreement": 0.5})
+    path, made, _ = export.build_role(bundle, "segmenter", "int8", "tensorrt-rtx", dynamic)
+    assert path == find_engine(bundle, "segmenter", "int8")
+    report = bundle.manifest["variants"]["segmenter"]["int8"]["report"]
+    assert (made.archs, made.source, made.verification) == ((80, 86, 89, 120), "bundle", report)
     assert made.onnx_sha256 == hashlib.sha256(file.read_bytes()).hexdigest() != made.model_sha256
     assert made.profile.maximum == (4, 32, 47, 63)
     convolutions = sum(node.op_type == "Conv" for node in onnx.load(file).graph.node)
-    counted = {"fp16": "half_products", "int8": "int8_products"}
-    assert {name: made.network[key] for name, key in counted.items()} == {"fp16": 0, "int8": 0, precision: convolutions}
+    assert made.network["int8_products"] == convolutions - len(report["float32"]) == convolutions - 1
+    assert made.network["half_products"] == 0
     # What is said to be of one precision and is of another does not become an engine.
     trt = api.open_flavour("tensorrt-rtx")
-    for other in {"fp32", "fp16", "int8"} - {precision}:
+    for other in ("fp32", "fp16"):
         with pytest.raises(ArtifactError, match=f"the network is not in {other}: it has layers"):
             export.build_engine(
                 file, trt, made.profile, (89,), ends=export.contract(bundle, "segmenter"), precision=other
             )
+
+
+@rtx
+@pytest.mark.parametrize("role", ["segmenter", "rgb_segmenter"])
+def test_half_segmenters_are_made_with_frames_and_build_for_four_capabilities(role: str, tmp_path: Path) -> None:
+    """A latent segmenter in fp16 takes what the GPU's decoder writes: float16."""
+    bundle = load_bundle("camvid-compact")
+    frames = list(synthetic_frames(3, 96, 128))
+    path, made, _ = export.build_role(bundle, role, "fp16", "tensorrt-rtx", folder=tmp_path, images=frames)
+    assert path.is_file()
+    assert (made.source, made.verification["gate"]["frames"]) == ("frames", 3)
+    assert made.input.dtype == (np.float16 if role == "segmenter" else np.uint8)
+    assert made.output.dtype == np.uint8
+    convolutions = sum(node.op_type == "Conv" for node in onnx.load(bundle.model_path(role)).graph.node)
+    assert made.network["half_products"] == convolutions
+    assert made.network["int8_products"] == 0
 
 
 @rtx
