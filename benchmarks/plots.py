@@ -42,8 +42,10 @@ def plot_bench(result: dict[str, Any], path: Path) -> None:
     _draw_quality(right, result)
     setup = result["configuration"]
     height, width = setup["frame_size"]
+    precision = setup.get("precision", "fp32")
     figure.suptitle(
-        f"{setup['source']}, {setup['frames']} frames of {width}x{height}, {setup['bundle']['name']}: "
+        f"{setup['source']}, {setup['frames']} frames of {width}x{height}, {setup['bundle']['name']}"
+        f"{'' if precision == 'fp32' else f', segmenters in {precision}'}: "
         f"{result['machine']['cpu']}, threads: {setup['threads']}",
         fontsize=10,
     )
