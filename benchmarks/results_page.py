@@ -46,6 +46,14 @@ and of Kodak, in tiles of 48x64. Millions of symbols a second: median, and minim
 """
 
 
+# What `bench --plot` drew of the recorded rows, by source and precision; beside the page.
+_PLOTS = {
+    ("camvid/val.txt", "fp32"): "bench-camvid-val.png",
+    ("camvid/val.txt", "int8"): "bench-camvid-val-int8.png",
+    ("udacity_solidWhiteRight.mp4", "fp32"): "bench-udacity.png",
+}
+
+
 def page(folder: Path) -> str:
     """The whole page from the rows in `folder`: bench.jsonl, rate_distortion.jsonl, entropy.jsonl."""
     parts = [_INTRO]
@@ -54,6 +62,9 @@ def page(folder: Path) -> str:
         precision = setup.get("precision", "fp32")
         name = setup["source"] + ("" if precision == "fp32" else f", segmenters in {precision}")
         parts.append(f"## Bytes to labels: {name}\n\nRecorded {row['date'][:10]}.\n\n```\n{report.text(row)}```\n")
+        plot = _PLOTS.get((setup["source"], precision))
+        if plot is not None:
+            parts.append(f"![Time by stage, and quality over bits per pixel]({plot})\n")
     rows = list(_rows(folder / "rate_distortion.jsonl"))
     parts.append(_RATE_DISTORTION)
     for data in dict.fromkeys(row["data"] for row in rows):

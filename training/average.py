@@ -83,6 +83,10 @@ def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
 def _write(folder: Path, weights: Weights) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(
+            f"{folder} is a file, or lies in one, expected a folder", hint="choose another --out"
+        ) from None
     except OSError as error:
         raise OutputError(f"cannot make {folder}: {error.strerror or error}") from error
     path = folder / _FILE
