@@ -21,6 +21,7 @@ from pathlib import Path
 
 import triton
 import triton.language as tl
+from triton.backends.nvidia.compiler import get_ptxas
 
 from ...errors import VerificationError
 from ..gpu import shapes
@@ -197,11 +198,11 @@ def assemble(text: str, arch: int) -> bytes:
 
     arch: compute capability. Raises VerificationError where the assembler refuses the text.
     """
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if arch >= 100 else "ptxas")
+    tool = get_ptxas(arch).path  # which of Triton's two it is depends on its version, too
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(text, encoding="utf-8")
-        command = [str(tool), f"--gpu-name={_head(text, 'target')}", str(source), "-o", str(result)]
+        command = [tool, f"--gpu-name={_head(text, 'target')}", str(source), "-o", str(result)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except OSError as error:
