@@ -222,7 +222,7 @@ def _engines(checks: Checks, flavour: str) -> dict[str, Any]:
             what = f"segmenter {precision}"
             found[what] = checks.agreement(what, segmenter.labels(latents, SIZE), labels, precision)
             found["provider"] = segmenter.backend.provider
-        if not found["provider"].startswith(NAMES[flavour]):
+        if not found["provider"].startswith(f"{NAMES[flavour]} "):  # one name begins with the other
             raise VerificationError(f"asked for {NAMES[flavour]}, found {found['provider']}")
         with RgbSegmenter(bundle, placement) as rgb:
             what = f"rgb_segmenter {precision}"
