@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from . import _common
+from ._frames import real_frames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,7 @@ def build(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle)
     roles = _roles(args, bundle)
     calibration = args.calibration or CALIBRATION
-    images, labels = _frames(args, most_frames(calibration))
+    images, labels = real_frames(args, most_frames(calibration))
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         for role in roles:
@@ -75,19 +76,6 @@ def _roles(args: argparse.Namespace, bundle: Bundle) -> list[str]:
         if "int8" in bundle.variants(role) and not args.overwrite:
             raise UsageError(f"the bundle has an int8 {role}", hint="add --overwrite to make it again")
     return roles
-
-
-def _frames(args: argparse.Namespace, most: int) -> tuple[Images, Images | None]:
-    """At most `most` frames, spread over what is given, and their labels where there are any."""
-    from ..engine.sources.images import SUFFIXES
-    from ..training.data import labelled, read_frames, read_pairs
-
-    if args.frames is not None:
-        images = sum(path.suffix.lower() in SUFFIXES for path in args.frames.rglob("*"))
-        return read_frames(args.frames, every=max(1, images // most), limit=most), None
-    classes, pairs = labelled(args.layout or "camvid", args.data, args.split or "train")
-    count = min(most, len(pairs))
-    return read_pairs([pairs[(2 * i + 1) * len(pairs) // (2 * count)] for i in range(count)], classes)
 
 
 def _text(row: dict[str, Any]) -> str:

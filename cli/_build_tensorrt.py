@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from . import _common
+from ._frames import real_frames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,14 +151,3 @@ def parse_profile(text: str) -> Profile:
     if not all(low <= middle <= high for low, middle, high in zip(least, best, most, strict=True)):
         raise UsageError(f"--profile {text}: the best does not lie between the least and the most")
     return Profile(least, best, most)
-
-
-def real_frames(args: argparse.Namespace) -> tuple[Images, Images | None]:
-    """The frames of `--frames`, or frames and labels of `--data`, `--layout` and `--split`."""
-    from ..training.data import labelled, read_frames, read_pairs
-
-    if args.frames is not None:
-        return read_frames(args.frames), None
-    classes, pairs = labelled(args.layout or "camvid", args.data, args.split or "train")
-    images, labels = read_pairs(pairs, classes)
-    return images, labels

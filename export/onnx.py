@@ -8,6 +8,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,21 @@ class Exported:
 def example_input(role: str, batch: int, height: int, width: int, channels: int, stride: int, seed: int) -> Tensor:
     """Random frames uint8 (N, H, W, 3), or a random latent float32 (N, C, H/s, W/s), as the role wants it."""
     generator = torch.Generator().manual_seed(seed)
-    if role in {"compressor", "rgb_segmenter"}:
+    if takes_frames(role):
         return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
     return torch.randn(batch, channels, height // stride, width // stride, generator=generator)
+
+
+def takes_frames(role: str) -> bool:
+    """Whether a role's input is frames; it is a latent otherwise."""
+    return role in {"compressor", "rgb_segmenter"}
+
+
+def dynamic_dims(role: str, stride: int) -> dict[int, Any]:
+    """The free dimensions of a role's input, by axis: batch and size, frames' in multiples of the stride."""
+    n = torch.export.Dim("n", min=1, max=MAX_BATCH)
+    h, w = (torch.export.Dim(name, min=1, max=MAX_SIDE // stride) for name in ("h", "w"))
+    return {0: n, 1: stride * h, 2: stride * w} if takes_frames(role) else {0: n, 2: h, 3: w}
 
 
 def codec_graphs(codec: nn.Module) -> dict[str, nn.Module]:
@@ -66,10 +79,8 @@ def export_role(role: str, graph: nn.Module, path: Path, channels: int, stride: 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from None
-    n = torch.export.Dim("n", min=1, max=MAX_BATCH)
-    h, w = (torch.export.Dim(name, min=1, max=MAX_SIDE // stride) for name in ("h", "w"))
-    frames = role in {"compressor", "rgb_segmenter"}
-    dims = {0: n, 1: stride * h, 2: stride * w} if frames else {0: n, 2: h, 3: w}
+    frames = takes_frames(role)
+    dims = dynamic_dims(role, stride)
     example = example_input(role, 2, 6 * stride, 8 * stride, channels, stride, 0)
     with _quiet():
         torch.onnx.export(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..engine.backends import open_backend
 from ..errors import VerificationError
-from .onnx import MAX_BATCH, MAX_SIDE, Exported, example_input
+from .onnx import Exported, dynamic_dims, example_input, takes_frames
 
 _ASSERTIONS = (torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_tensor_metadata.default)
 
@@ -47,18 +47,14 @@ def write_program(graph: nn.Module, path: Path, role: str, channels: int, stride
     The program is functional ATen without autograd: what traces of training it had (autocast regions, in-place
     operators) would tie it to a device or keep it from being compiled.
     """
-    frames = role in {"compressor", "rgb_segmenter"}
-    n = torch.export.Dim("n", min=1, max=MAX_BATCH)
-    h, w = (torch.export.Dim(name, min=1, max=MAX_SIDE // stride) for name in ("h", "w"))
-    dims = {0: n, 1: stride * h, 2: stride * w} if frames else {0: n, 2: h, 3: w}
     # Only its sizes are looked at. They are large enough to stay above 1 at the end of a network that divides by 32.
     example = example_input(role, 2, 68 * stride, 76 * stride, channels, stride, 0)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.export.export(
-            (_Frames if frames else _Latent)(graph).eval(),
+            (_Frames if takes_frames(role) else _Latent)(graph).eval(),
             (example,),
-            dynamic_shapes=(dims,),
+            dynamic_shapes=(dynamic_dims(role, stride),),
             prefer_deferred_runtime_asserts_over_guards=True,
         ).run_decompositions({})
         _strip(program)

@@ -7,20 +7,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 from ..engine.tensorrt.api import Builder, Config, Network, TensorRt
 from ..engine.tensorrt.engine_file import Profile
 from ..errors import InputError, OutputError
 
 OnProgress = Callable[[int, int | None], None]
-
-
-class _FlagConfig(Config, Protocol):
-    """A configuration's flags, as far as they are set here."""
-
-    def set_flag(self, flag: Any) -> None: ...
-    def get_flag(self, flag: Any) -> bool: ...
 
 
 def serialize(
@@ -53,7 +46,7 @@ def serialize(
     # On by default, and rounds what is multiplied to 10 bits of mantissa; fp32 here means fp32.
     config.clear_flag(trt.module.BuilderFlag.TF32)
     if trt.is_rtx:
-        _require_user_allocation(trt, cast(_FlagConfig, config))
+        _require_user_allocation(trt, config)
     if workspace is not None:
         config.set_memory_pool_limit(trt.module.MemoryPoolType.WORKSPACE, workspace)
     if timing_cache is not None:
@@ -73,7 +66,7 @@ def serialize(
     return bytes(plan)
 
 
-def _require_user_allocation(trt: TensorRt, config: _FlagConfig) -> None:
+def _require_user_allocation(trt: TensorRt, config: Config) -> None:
     """No allocation while the engine runs, so that it can be captured in a CUDA graph with memory of our own.
 
     Without the flag, TensorRT-RTX may allocate in the middle of a run of large shapes (BuilderFlag's documentation).

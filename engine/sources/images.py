@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +79,17 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], name
 
 
-def _images_in(folder: Path) -> list[Path]:
+def files_in(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path]]:
+    """(files of these suffixes in natural order, all files) of a folder, hidden ones left out. Raises InputError."""
     try:
         entries = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
     except OSError as error:
         raise InputError(f"cannot read folder {folder}: {error.strerror or error}") from error
-    images = sorted((p for p in entries if p.suffix.lower() in SUFFIXES), key=lambda p: natural_key(p.name))
+    return sorted((p for p in entries if p.suffix.lower() in suffixes), key=lambda p: natural_key(p.name)), entries
+
+
+def _images_in(folder: Path) -> list[Path]:
+    images, entries = files_in(folder, SUFFIXES)
     if not images:
         if not entries:
             raise InputError(f"{folder} holds no files, expected images", hint="give a folder with images in it")

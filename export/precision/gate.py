@@ -14,9 +14,9 @@ from ...engine.backends import open_backend
 from ...engine.bundle import Bundle
 from ...engine.geometry import crop
 from ...errors import InputError, VerificationError
+from ...training.data import IGNORE
 from ...training.metrics import ConfusionMatrix
 
-IGNORE = 255
 _FINITE_FRAMES = 4  # whose logits are looked at; a broken model breaks on the first
 
 Labels = npt.NDArray[np.uint8]

@@ -18,7 +18,7 @@ from ....errors import InputError, UsageError
 from ...geometry import crop
 from ...pipeline import Pipeline
 from ..base import NOMINAL_FRAME_US, FrameSource, SourceFrame
-from ..images import natural_key
+from ..images import files_in
 from .batches import BatchSource, FrameBatch, check_stride, chunks, padded
 from .jpeg import jpeg_size
 from .pipe import DaliError, Fed, Pipe, load_dali, pad
@@ -231,11 +231,7 @@ def _listed(source: Any) -> list[Path | bytes]:
 
 
 def _jpegs_in(folder: Path) -> list[Path]:
-    try:
-        entries = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"cannot read folder {folder}: {error.strerror or error}") from error
-    files = sorted((p for p in entries if p.suffix.lower() in _SUFFIXES), key=lambda p: natural_key(p.name))
+    files, entries = files_in(folder, _SUFFIXES)
     if not files:
         found = ", ".join(sorted({p.suffix or p.name for p in entries})[:5]) or "nothing"
         raise InputError(
