@@ -1,4 +1,4 @@
-"""The stream header: what every frame of a stream shares, 100 bytes, written twice.
+"""The stream header: what every frame of a stream shares, 100 bytes, written twice, and a codebook behind them.
 
 Layout of one copy (little-endian; docs/format.md has the same table):
 
@@ -8,10 +8,12 @@ Layout of one copy (little-endian; docs/format.md has the same table):
     11      dictionary                  u8    52..55  lane symbols              u32
     12      bits                        u8    56..63  coder parameters           8 bytes
     13      scaling mode                u8    64..95  codec id                  32 bytes
-    14..15  zero                        u16   96..99  CRC32 of bytes 0..95      u32
+    14..15  codebook: centres L; else 0 u16   96..99  CRC32 of bytes 0..95      u32
     16..27  latent C, h, w              3 x u32
     28..35  source height, width        2 x u32
     36..39  frame rate, numerator       u32
+
+Behind both copies, under scaling "codebook" alone, twice as well: L centres (f32), and the CRC32 of their bytes (u32).
 
 A header is checked in full before anything is allocated from what it says.
 """
@@ -21,10 +23,12 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ArtifactError, InputError, UsageError
 
@@ -32,7 +36,7 @@ from ..errors import ArtifactError, InputError, UsageError
 MAGIC = b"\x89LSEG\r\n\x1a"
 VERSION = 1
 COPY_BYTES = 100
-HEADER_BYTES = 2 * COPY_BYTES
+HEADER_BYTES = 2 * COPY_BYTES  # with a codebook more: StreamHeader.size
 
 # Caps. What lies above them is refused before it is allocated: 2^26 symbols are 256 MiB of float32, enough for a
 # 16384 x 16384 frame at stride 8 with 16 channels.
@@ -42,8 +46,9 @@ MAX_SYMBOLS = 1 << 26
 MAX_SOURCE_PIXELS = 1 << 28
 MIN_LANE_SYMBOLS = 16
 MAX_LANE_SYMBOLS = 1 << 24
+MAX_CENTRES = 256
 
-ScalingMode = Literal["tensor", "channel", "fixed"]
+ScalingMode = Literal["tensor", "channel", "fixed", "codebook"]
 SCALING_MODES: tuple[ScalingMode, ...] = get_args(ScalingMode)
 # The coder's name for people, and its two bytes in the header: number, and which dictionary (of Huffman codes: one a
 # frame as in the paper, or one a channel). A new coder takes the next number and the version stays: a reader that does
@@ -68,18 +73,52 @@ def is_tile(rows: int, columns: int) -> bool:
     return max(rows, columns) < 1 << 16 and MIN_LANE_SYMBOLS <= rows * columns <= MAX_LANE_SYMBOLS
 
 
+def as_centres(centres: Sequence[float] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """A codebook's centres as float32 (L,).
+
+    Raises InputError unless they are 2 to 256, ascending as float32, and finite even when doubled (midpoints add two).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.array(centres, np.float32)
+        finite = np.isfinite(found + found)
+    if found.ndim != 1 or not 2 <= len(found) <= MAX_CENTRES:
+        what = f"{len(found)} centres" if found.ndim == 1 else f"shape {found.shape}"
+        raise InputError(f"codebook of {what}, expected 2 to {MAX_CENTRES} centres")
+    if not finite.all():
+        i = int(np.flatnonzero(~finite)[0])
+        raise InputError(f"codebook: centre {i} is {found[i]}, expected numbers below 1.7e+38")
+    falls = np.flatnonzero(found[1:] <= found[:-1])
+    if len(falls):
+        i = int(falls[0])
+        raise InputError(
+            f"codebook: centre {i + 1} is {found[i + 1]} and centre {i} is {found[i]}, expected ascending centres",
+            hint="sort the centres, and drop those that are equal as float32",
+        )
+    return found
+
+
+def codebook_bits(count: int) -> int:
+    """The bits n of a stream whose codebook has `count` centres: the fewest that hold their indices."""
+    return (count - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class Scaling:
-    """Where the range (lo, hi) of float2int comes from (paper eq. 2 and 4).
+    """How float2int makes symbols: over a range (lo, hi) (paper eq. 2 and 4), or by the nearest centre of a codebook.
 
-    mode: "tensor" (min and max of each frame's latent, stored in its payload), "channel" (the same for each channel)
-    or "fixed" (belongs to the codec, stored once in the stream header).
+    mode: "tensor" (min and max of each frame's latent, stored in its payload), "channel" (the same for each channel),
+    "fixed" (belongs to the codec, stored once in the stream header), or "codebook" (a symbol is the index of a centre;
+    the centres belong to the codec and are stored once, too).
     lo, hi: the fixed range, kept as the float32 that the file stores; 0.0 for the other modes.
+    centres: those of the codebook, ascending, kept as the float32 that the file stores; () for the other modes.
+
+    Raises InputError for a range or centres that cannot be, UsageError for those of another mode.
     """
 
     mode: ScalingMode
     lo: float = 0.0
     hi: float = 0.0
+    centres: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in SCALING_MODES:
@@ -88,11 +127,16 @@ class Scaling:
             lo, hi = np.float32(self.lo), np.float32(self.hi)
             span = np.float32(255) * (hi - lo)
         if self.mode != "fixed" and (lo != 0 or hi != 0):
-            raise UsageError(f"scaling mode {self.mode!r} takes no lo and hi: the frames carry them")
+            owner = "centres" if self.mode == "codebook" else "frames"
+            raise UsageError(f"scaling mode {self.mode!r} takes no lo and hi: the {owner} carry them")
+        if self.mode != "codebook" and len(self.centres):
+            raise UsageError(f"scaling mode {self.mode!r} takes no centres, found {len(self.centres)}")
         if not (np.isfinite(span) and lo <= hi):
             raise InputError(f"fixed scaling range [{self.lo}, {self.hi}]: expected finite lo <= hi")
         object.__setattr__(self, "lo", float(lo))
         object.__setattr__(self, "hi", float(hi))
+        centres = as_centres(self.centres).tolist() if self.mode == "codebook" else ()
+        object.__setattr__(self, "centres", tuple(centres))
 
 
 @dataclass(frozen=True)
@@ -101,7 +145,7 @@ class StreamHeader:
 
     codec_id: 32 bytes, sha256 that names the codec; 32 zero bytes: unnamed.
     latent_shape: (C, h, w) of each frame's symbols.
-    bits: n of float2int, 1..8; symbols lie in [0, 2^n).
+    bits: n of float2int, 1..8; symbols lie in [0, 2^n). Of a codebook, the fewest that hold its centres' indices.
     source_size: (height, width) of the source frames in pixels; (0, 0): unknown.
     frame_rate: (numerator, denominator) in frames a second; (0, 1): unknown.
     coder: "context" (the smallest), or Huffman codes: one a frame ("huffman-frame", as in the paper) or one a channel.
@@ -142,6 +186,16 @@ class StreamHeader:
         """Bytes that no frame's payload may exceed: 5 a symbol (a lane of one), 1024 a channel and 4096."""
         return 4096 + 1024 * self.latent_shape[0] + 5 * self.symbols
 
+    @property
+    def size(self) -> int:
+        """Bytes in front of the first frame."""
+        return HEADER_BYTES + 2 * codebook_bytes(len(self.scaling.centres))
+
+    @property
+    def levels(self) -> int:
+        """How many symbols an encoder writes: the centres of the codebook, or 2^bits."""
+        return len(self.scaling.centres) or 1 << self.bits
+
 
 def _check(header: StreamHeader) -> None:
     def require(good: bool, what: str, expected: str) -> None:
@@ -155,6 +209,8 @@ def _check(header: StreamHeader) -> None:
     require(1 <= h <= MAX_SIDE and 1 <= w <= MAX_SIDE, f"latent of {h} x {w}", f"sides in 1..{MAX_SIDE}")
     require(c * h * w <= MAX_SYMBOLS, f"{c} x {h} x {w} = {c * h * w} symbols a frame", f"at most {MAX_SYMBOLS}")
     require(1 <= header.bits <= 8, f"{header.bits} bits a symbol", "1..8")
+    if header.scaling.mode == "codebook":
+        _check_codebook(len(header.scaling.centres), header.bits)
     height, width = header.source_size
     known = 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and height * width <= MAX_SOURCE_PIXELS
     require(
@@ -180,15 +236,29 @@ def _check(header: StreamHeader) -> None:
     )
 
 
+def _check_codebook(count: int, bits: int) -> None:
+    if not (2 <= count <= MAX_CENTRES and codebook_bits(count) == bits):
+        most = 1 << min(max(bits, 1), 8)
+        raise InputError(
+            f"stream header: codebook of {count} centres with {bits} bits a symbol, expected {most // 2 + 1} to {most}"
+        )
+
+
+def codebook_bytes(count: int) -> int:
+    """Bytes of one copy of a codebook of `count` centres; 0 for none."""
+    return 4 * count + 4 if count else 0
+
+
 def pack_header(header: StreamHeader) -> bytes:
-    """The header's bytes, both copies: 200 bytes."""
+    """The header's bytes, both copies, and the codebook's: `header.size` bytes."""
+    centres = header.scaling.centres
     body = _FIXED.pack(
         MAGIC,
         VERSION,
         *CODERS[header.coder],
         header.bits,
         SCALING_MODES.index(header.scaling.mode),
-        0,
+        len(centres),
         *header.latent_shape,
         *header.source_size,
         *header.frame_rate,
@@ -199,7 +269,9 @@ def pack_header(header: StreamHeader) -> bytes:
         header.codec_id,
     )
     copy = body + struct.pack("<I", zlib.crc32(body))
-    return copy + copy
+    codebook = struct.pack(f"<{len(centres)}f", *centres)
+    codebook += struct.pack("<I", zlib.crc32(codebook)) if centres else b""
+    return copy + copy + codebook + codebook
 
 
 def copy_is_good(copy: bytes) -> bool:
@@ -207,13 +279,26 @@ def copy_is_good(copy: bytes) -> bool:
     return copy[:8] == MAGIC and zlib.crc32(copy[:96]) == int.from_bytes(copy[96:100], "little")
 
 
-def unpack_copy(copy: bytes) -> StreamHeader:
+def codebook_is_good(copy: bytes) -> bool:
+    """Whether the CRC of one copy of a codebook fits."""
+    return zlib.crc32(copy[:-4]) == int.from_bytes(copy[-4:], "little")
+
+
+def unpack_codebook(copy: bytes) -> tuple[float, ...]:
+    """The centres in one good copy of a codebook."""
+    return struct.unpack(f"<{len(copy) // 4 - 1}f", copy[:-4])
+
+
+def unpack_copy(copy: bytes, read_codebook: Callable[[int], tuple[float, ...]]) -> StreamHeader:
     """The header from one good copy.
+
+    read_codebook: gives the centres, by how many there are; called for a stream that has a codebook, once what stands
+    in this copy is known to be in order.
 
     Raises ArtifactError for a version, coder or mode that this reader does not know, InputError for values outside
     the caps (a CRC that fits does not make a header honest).
     """
-    (_, version, coder, dictionary, bits, mode, zero, c, h, w, height, width, num, den, lo, hi, lane, parameters,
+    (_, version, coder, dictionary, bits, mode, count, c, h, w, height, width, num, den, lo, hi, lane, parameters,
      codec_id) = _FIXED.unpack(copy[:96])  # fmt: skip
     if version != VERSION:
         raise newer_version(version)
@@ -223,23 +308,27 @@ def unpack_copy(copy: bytes) -> StreamHeader:
         raise ArtifactError(f"stream uses coder number {coder}; this reader knows {known}", hint=_UPGRADE)
     name = names.get((coder, dictionary))
     *tile, reserved = _TILE.unpack(parameters)
-    usual = reserved == 0 and zero == 0 and (name == "context" or tile == [0, 0])
-    if name is None or mode >= len(SCALING_MODES) or not usual:
+    scaling_mode = SCALING_MODES[mode] if mode < len(SCALING_MODES) else None
+    usual = reserved == 0 and (name == "context" or tile == [0, 0]) and (scaling_mode == "codebook" or count == 0)
+    if name is None or scaling_mode is None or not usual:
         raise ArtifactError(
-            f"stream header: coder {coder}, dictionary {dictionary}, scaling {mode}, parameters {zero}/"
+            f"stream header: coder {coder}, dictionary {dictionary}, scaling {mode}, parameters {count}/"
             f"{parameters.hex()}: more than this reader knows",
             hint=_UPGRADE,
         )
-    scaling_mode = SCALING_MODES[mode]
     if scaling_mode != "fixed" and (lo != 0 or hi != 0):
         raise InputError(f"stream header: range [{lo}, {hi}] with scaling {scaling_mode!r}, expected [0, 0]")
     if name == "context" and (0 in tile or lane != tile[0] * tile[1]):
         raise InputError(f"stream header: lanes of {lane} symbols, expected those of a {tile[0]} x {tile[1]} tile")
+    centres: tuple[float, ...] = ()
+    if scaling_mode == "codebook":
+        _check_codebook(count, bits)
+        centres = read_codebook(count)
     return StreamHeader(
         codec_id=codec_id,
         latent_shape=(c, h, w),
         bits=bits,
-        scaling=Scaling(scaling_mode, lo, hi),
+        scaling=Scaling(scaling_mode, lo, hi, centres),
         source_size=(height, width),
         frame_rate=(num, den),
         coder=name,

@@ -1,6 +1,6 @@
 """The payload of one frame under coder 1 (Huffman): what lies where. Bits themselves: kernels/entropy.py.
 
-    scales    "tensor": lo, hi (f32); "channel": C times lo, then C times hi (f32); "fixed": nothing
+    scales    "tensor": lo, hi (f32); "channel": C times lo, then C times hi (f32); others: nothing
     tables    one ("frame") or C ("channel") code tables (huffman.pack_lengths)
     lengths   bytes of each lane whose table has more than one symbol, in lane order, as base-128 numbers,
               lowest seven bits first, top bit set when more follow
@@ -67,7 +67,7 @@ def plan_lanes(header: StreamHeader) -> LanePlan:
 
 def scale_count(header: StreamHeader) -> int:
     """How many (lo, hi) pairs a payload of this stream carries."""
-    return {"tensor": 1, "channel": header.latent_shape[0], "fixed": 0}[header.scaling.mode]
+    return {"tensor": 1, "channel": header.latent_shape[0]}.get(header.scaling.mode, 0)
 
 
 def pack_scales(lo: NDArray[np.float32], hi: NDArray[np.float32]) -> bytes:
@@ -76,7 +76,7 @@ def pack_scales(lo: NDArray[np.float32], hi: NDArray[np.float32]) -> bytes:
 
 
 def unpack_scales(payload: bytes, header: StreamHeader) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(lo, hi) as float32 of shape (1,) or (C,); from the stream header when the scaling is fixed.
+    """(lo, hi) as float32 of shape (1,) or (C,); from the stream header when the scaling is fixed, 0 with a codebook.
 
     Raises InputError for a payload that ends inside, or a range that is not finite with lo <= hi.
     """

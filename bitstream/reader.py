@@ -14,9 +14,12 @@ from .header import (
     MAGIC,
     VERSION,
     StreamHeader,
+    codebook_bytes,
+    codebook_is_good,
     copy_is_good,
     looks_like,
     newer_version,
+    unpack_codebook,
     unpack_copy,
 )
 
@@ -33,7 +36,7 @@ class Reader:
     on_damage: called with each Damage as it is found; all of them are in `.damages` too.
 
     Raises (from the constructor) InputError for an empty file, one that is not an .lseg, a header that is cut, damaged
-    in both copies or lies about sizes; ArtifactError for a version or coder that this reader does not know.
+    in both copies (or its codebook) or lies about sizes; ArtifactError for a version or coder that it does not know.
     """
 
     def __init__(self, file: BinaryIO, on_damage: Callable[[Damage], None] | None = None) -> None:
@@ -76,14 +79,41 @@ class Reader:
         good = [copy_is_good(first), copy_is_good(second)]
         if not any(good):
             raise _unreadable_header(first, second)
-        header = unpack_copy(first if good[0] else second)
-        self._drop(HEADER_BYTES)
+        header = unpack_copy(first if good[0] else second, self._read_codebook)
+        self._report_copies("header", 0, (first, second), good)
+        if header.scaling.centres:
+            copies = self._codebook_copies(len(header.scaling.centres))
+            self._report_copies("codebook", HEADER_BYTES, copies, [codebook_is_good(copy) for copy in copies])
+        self._drop(header.size)
+        return header
+
+    def _read_codebook(self, count: int) -> tuple[float, ...]:
+        """The centres behind the header, which is still in the buffer."""
+        end = HEADER_BYTES + 2 * codebook_bytes(count)
+        if not self._fill(end):
+            raise InputError(
+                f"truncated: {len(self._buffer)} bytes, and the header of this stream, with its codebook, has {end}"
+            )
+        for copy in self._codebook_copies(count):
+            if codebook_is_good(copy):
+                return unpack_codebook(copy)
+        raise InputError("both copies of the stream's codebook are damaged; without one no symbol has a value")
+
+    def _codebook_copies(self, count: int) -> tuple[bytes, bytes]:
+        size = codebook_bytes(count)
+        both = bytes(self._buffer[HEADER_BYTES : HEADER_BYTES + 2 * size])
+        return both[:size], both[size:]
+
+    def _report_copies(self, what: str, offset: int, copies: tuple[bytes, bytes], good: list[bool]) -> None:
+        """Reports what is wrong with two copies of which one is used; `offset`: of the first in the stream."""
+        first, second = copies
         for i, copy_good in enumerate(good):
             if not copy_good:
-                self._report(Damage(i * COPY_BYTES, f"header copy {i + 1} of 2 is damaged; the other is used", None))
+                reason = f"{what} copy {i + 1} of 2 is damaged; the other is used"
+                self._report(Damage(offset + i * len(first), reason, None))
         if all(good) and first != second:
-            self._report(Damage(COPY_BYTES, "header copy 2 of 2 differs from the first; the first is used", None))
-        return header
+            reason = f"{what} copy 2 of 2 differs from the first; the first is used"
+            self._report(Damage(offset + len(first), reason, None))
 
     def _read_frame(self, fields: FrameHeader) -> Frame | None:
         """The frame whose header is at the buffer's start, None when it is damaged (and passed over)."""

@@ -23,7 +23,8 @@ def build(args: argparse.Namespace) -> int:
     check_gpu_stream(bundle.header(1, 1))
     folder = args.out or bundle.path / "kernels"
     _common.check_output(str(folder), args.overwrite, folder=True)
-    kernels = compile_kernels(codec.bits, codec.tile, args.arch or ARCHS)
+    codebook = codec.scaling.mode == "codebook"
+    kernels = compile_kernels(codec.bits, codec.tile, args.arch or ARCHS, codebook=codebook)
     save_kernels(kernels, folder, overwrite=args.overwrite)
     images = [
         {"kernel": i.kernel, "floats": i.variant, "arch": i.arch, "registers": i.registers, "bytes": len(i.cubin)}

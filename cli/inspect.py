@@ -43,6 +43,7 @@ from . import _common
 if TYPE_CHECKING:
     from ..engine.bundle import Bundle
 
+MOST_NAMES = 20  # of classes, for people
 HELP = "show what is in a .lseg stream, bundle, .onnx or .npy file"
 
 
@@ -112,7 +113,12 @@ def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
         "bundle": _bundle_of(header.codec_id),
         "latent_shape": list(header.latent_shape),
         "bits": header.bits,
-        "scaling": {"mode": header.scaling.mode, "lo": header.scaling.lo, "hi": header.scaling.hi},
+        "scaling": {
+            "mode": header.scaling.mode,
+            "lo": header.scaling.lo,
+            "hi": header.scaling.hi,
+            "centres": list(header.scaling.centres),
+        },
         "source_size": [height, width],
         "frame_rate": [num, den],
         "coder": header.coder,
@@ -159,14 +165,17 @@ def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     scaling = report["scaling"]
     codec = "unnamed" if not int(report["codec_id"], 16) else report["codec_id"][:16]
     owner = f" (of the shipped bundle '{report['bundle']}')" if report["bundle"] else ""
-    fixed = f" {scaling['lo']:g} to {scaling['hi']:g}" if scaling["mode"] == "fixed" else ""
+    centres = scaling["centres"]
+    low, high = (centres[0], centres[-1]) if centres else (scaling["lo"], scaling["hi"])
+    span = f" {low:g} to {high:g}" if centres or scaling["mode"] == "fixed" else ""
+    book = f" of {len(centres)} centres" if centres else ""
     shape = "x".join(map(str, report["latent_shape"]))
     rows_, columns = report["tile"]
     lane = f"{rows_}x{columns}" if rows_ else report["lane_symbols"]
     rows = [
         ("codec", codec + owner),
         ("source", f"{width}x{height}" + (f" at {num / den:g} frames/s" if num else "") if height else "unknown"),
-        ("latent", f"{shape}, {report['bits']} bits, scaling {scaling['mode']}{fixed}"),
+        ("latent", f"{shape}, {report['bits']} bits, scaling {scaling['mode']}{book}{span}"),
         ("coder", f"{report['coder']}, lanes of {lane} symbols"),
         ("frames", f"{report['frames']} in {_common.human_bytes(report['bytes'])}"),
     ]
@@ -227,7 +236,7 @@ def _bundle_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("bundle", f"{report['name']} (by {report['created_by'] or 'unknown'})"),
         ("codec", f"{codec['name']}, id {codec['id'][:16]}"),
         ("latent", f"{codec['channels']} channels at stride {codec['stride']}, {codec['bits']} bits"),
-        ("classes", ", ".join(entry["name"] for entry in report["classes"]) or "none: a codec alone"),
+        ("classes", _class_text([entry["name"] for entry in report["classes"]])),
     ]
     if report["description"]:
         rows.insert(1, ("about", report["description"]))
@@ -242,6 +251,11 @@ def _bundle_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         )
     rows += [(f"{name}", _leaf(value)) for name, value in _leaves("scores", report["scores"])]
     return rows
+
+
+def _class_text(names: list[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMES]) or "none: a codec alone"
+    return shown + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:

@@ -4,6 +4,9 @@ INPUT is an .npy array (C, h, w), or a stack (N, C, h, w), of any integer type w
 [0, 2^BITS); '-' reads arrays from stdin, and several inputs of one shape become one stream.
 Float latents are refused unless --quantize says how to make integers of them (float2int).
 
+With --centres the integers are indices into a codebook, which is recorded in the stream; bits are
+then as few as hold them.
+
 JSON keys: schema type frames latent_shape bits symbols bytes bits_per_symbol
 
 examples:
@@ -11,6 +14,7 @@ examples:
   latentseg pack frame0.npy frame1.npy --bits 6 -o clip.lseg
   producer | latentseg pack - -o - | consumer
   latentseg pack float.npy --quantize channel -o clip.lseg --json
+  latentseg pack float.npy --quantize codebook --centres=-1.5,-0.5,0,0.5,1.5 -o clip.lseg
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=".npy files, or '-' for stdin")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.lseg", help="the stream, or '-' for stdout")
     parser.add_argument(
-        "--bits", type=int, choices=range(1, 9), default=8, metavar="N", help="bit length n, 1 to 8 (default: 8)"
+        "--bits", type=int, choices=range(1, 9), metavar="N", help="bit length n, 1 to 8 (default: 8, or by --centres)"
     )
     parser.add_argument(
         "--coder", choices=_common.CODERS, default=_common.CODERS[0], help="entropy coder (default: %(default)s)"
@@ -46,42 +50,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--quantize",
-        choices=("tensor", "channel", "fixed"),
-        help="for floats: float2int over the range of each latent, of each of its channels, or --lo to --hi",
+        choices=("tensor", "channel", "fixed", "codebook"),
+        help="for floats: float2int over the range of each latent, of each of its channels, or --lo to --hi, or to "
+        "the nearest of --centres",
     )
     parser.add_argument(
         "--lo", type=float, metavar="X", help="what symbol 0 stands for, recorded in the stream (default: 0)"
     )
     parser.add_argument("--hi", type=float, metavar="X", help="what symbol 2^n - 1 stands for (default: 2^n - 1)")
+    parser.add_argument(
+        "--centres", metavar="A,B", help="the codebook: ascending numbers (--centres=-1,0,2), or an .npy file of them"
+    )
     _common.add_overwrite(parser)
     _common.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Pack every latent of every input into one stream; returns the exit code."""
-    from ..bitstream import Scaling, Writer
+    from ..bitstream import Writer
     from ..kernels import entropy
 
     _common.require_free_stdout(args.json, args.output)
-    if args.quantize in ("tensor", "channel"):
-        if args.lo is not None or args.hi is not None:
-            raise UsageError(
-                f"--quantize {args.quantize} takes the range from the latents, but --lo or --hi is given",
-                hint="use --quantize fixed --lo X --hi Y",
-            )
-        scaling = Scaling(args.quantize)
-    else:
-        if args.quantize == "fixed" and (args.lo is None or args.hi is None):
-            raise UsageError("--quantize fixed needs --lo and --hi")
-        lo = 0.0 if args.lo is None else args.lo
-        hi = float(2**args.bits - 1) if args.hi is None else args.hi
-        if not lo < hi:
-            raise UsageError(f"--lo must lie below --hi, found {lo:g} and {hi:g}")
-        scaling = Scaling("fixed", lo, hi)
-
+    scaling, bits = _scaling(args)
     latents = _latents(args)
     first_name, first = next(latents)
-    header = _header(args, first, scaling)
+    header = _header(args, first, scaling, bits)
     symbols = 0
     with _common.open_output_atomic(args.output, args.overwrite) as file:
         writer = Writer(file, header)
@@ -94,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
                 except InputError as error:
                     raise InputError(f"{name}: {error}", hint=error.hint) from error
             else:
-                payload = entropy.encode_symbols(_symbols(latent, args.bits, name), header)
+                payload = entropy.encode_symbols(_symbols(latent, header, name), header)
             writer.write(payload)
             symbols += latent.size
         frames, size = writer.frames, writer.bytes_written
@@ -116,6 +109,80 @@ def run(args: argparse.Namespace) -> int:
         f"{8 * size / symbols:.2f} of {header.bits} bits/symbol",
     )
     return 0
+
+
+def _scaling(args: argparse.Namespace) -> tuple[Scaling, int]:
+    """The stream's scaling, and its bits."""
+    from ..bitstream import Scaling
+
+    if args.centres is not None or args.quantize == "codebook":
+        return _codebook(args)
+    bits = args.bits or 8
+    if args.quantize in ("tensor", "channel"):
+        if args.lo is not None or args.hi is not None:
+            raise UsageError(
+                f"--quantize {args.quantize} takes the range from the latents, but --lo or --hi is given",
+                hint="use --quantize fixed --lo X --hi Y",
+            )
+        return Scaling(args.quantize), bits
+    if args.quantize == "fixed" and (args.lo is None or args.hi is None):
+        raise UsageError("--quantize fixed needs --lo and --hi")
+    lo = 0.0 if args.lo is None else args.lo
+    hi = float(2**bits - 1) if args.hi is None else args.hi
+    if not lo < hi:
+        raise UsageError(f"--lo must lie below --hi, found {lo:g} and {hi:g}")
+    return Scaling("fixed", lo, hi), bits
+
+
+def _codebook(args: argparse.Namespace) -> tuple[Scaling, int]:
+    from ..bitstream import Scaling
+    from ..bitstream.header import codebook_bits
+
+    if args.centres is None:
+        raise UsageError("--quantize codebook needs --centres")
+    if args.quantize not in (None, "codebook"):
+        raise UsageError(
+            f"--centres with --quantize {args.quantize}, expected a codebook",
+            hint="use --quantize codebook, or leave --quantize out for integers",
+        )
+    if args.lo is not None or args.hi is not None:
+        raise UsageError("--centres with --lo or --hi, but a codebook has no range", hint="drop --lo and --hi")
+    try:
+        scaling = Scaling("codebook", centres=_centres(args.centres))
+    except InputError as error:
+        raise type(error)(f"--centres {args.centres:.60}: {error}", hint=error.hint) from error
+    bits = codebook_bits(len(scaling.centres))
+    if args.bits not in (None, bits):
+        raise UsageError(
+            f"--bits {args.bits} with {len(scaling.centres)} centres, expected {bits}", hint="leave --bits out"
+        )
+    return scaling, bits
+
+
+def _centres(text: str) -> tuple[float, ...]:
+    """The numbers in the text, or in the .npy file that it names."""
+    import numpy as np
+
+    from ..bitstream.header import MAX_CENTRES
+
+    if not text.endswith(".npy"):
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise UsageError(
+                f"--centres {text!r}, expected numbers such as --centres=-1,0,1.5, or an .npy file"
+            ) from None
+    try:
+        found = np.load(text, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"cannot read it: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"not an .npy array: {error}") from error
+    if found.ndim != 1 or found.dtype.kind not in "iuf":
+        raise InputError(f"an array of {found.dtype} {found.shape}, expected numbers (L,)")
+    if len(found) > MAX_CENTRES:
+        raise InputError(f"{len(found)} numbers, expected at most {MAX_CENTRES}")
+    return tuple(found.tolist())
 
 
 def _latents(args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
@@ -143,14 +210,14 @@ def _chain(first: tuple[str, np.ndarray], rest: Iterator[tuple[str, np.ndarray]]
     yield from rest
 
 
-def _header(args: argparse.Namespace, latent: np.ndarray, scaling: Scaling) -> StreamHeader:
+def _header(args: argparse.Namespace, latent: np.ndarray, scaling: Scaling, bits: int) -> StreamHeader:
     from ..bitstream import StreamHeader
 
     channels, height, width = latent.shape
     return StreamHeader(
         codec_id=bytes(32),  # unnamed: the codec is somebody else's
         latent_shape=(channels, height, width),
-        bits=args.bits,
+        bits=bits,
         scaling=scaling,
         coder=args.coder,
         tile=_common.tile(args),
@@ -164,12 +231,17 @@ def _float32(latent: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(latent, dtype=np.float32)
 
 
-def _symbols(latent: np.ndarray, bits: int, name: str) -> np.ndarray:
+def _symbols(latent: np.ndarray, header: StreamHeader, name: str) -> np.ndarray:
     import numpy as np
 
-    low, high, top = int(latent.min()), int(latent.max()), 2**bits - 1
+    low, high, top = int(latent.min()), int(latent.max()), header.levels - 1
     if low < 0 or high > top:
         needed = max(high, 1).bit_length()
-        hint = f"--bits {needed}" if low >= 0 and needed <= 8 else "shift or rescale the latent into that range first"
-        raise InputError(f"{name}: values from {low} to {high}, expected 0 to {top} (--bits {bits})", hint=hint)
+        centres = len(header.scaling.centres)
+        what, hint = f"--bits {header.bits}", "shift or rescale the latent into that range first"
+        if centres:
+            what, hint = f"{centres} centres", "give the codebook that the symbols were made with"
+        elif low >= 0 and needed <= 8:
+            hint = f"--bits {needed}"
+        raise InputError(f"{name}: values from {low} to {high}, expected 0 to {top} ({what})", hint=hint)
     return np.ascontiguousarray(latent, dtype=np.uint8)

@@ -21,7 +21,8 @@ from ..engine.tensorrt.engine_file import OneFileEngine, Profile, one_file_name
 from ..engine.tensorrt.gpus import this_gpu
 from ..engine.tensorrt.sidecar import ENGINE_FOLDER, write_engine
 from ..errors import InputError, UsageError, missing_extra
-from ..kernels.gpu.batch import batch_layout, check_gpu_stream
+from ..kernels.gpu.batch import batch_layout
+from ..kernels.gpu.one_file import check_one_file_stream
 from .tensorrt import check_precision, check_request, input_profile, source_model
 from .tensorrt_build import OnProgress, serialize
 from .tensorrt_plugin import one_file_network, plugin_module, prepare_one_file, profile
@@ -104,7 +105,7 @@ def check_one_file(
         header = bundle.header(*size)
     except InputError as error:  # of a stream it would be damage, here it is what was asked for
         raise UsageError(f"frames of {size[0]}x{size[1]}: {error}", hint="choose smaller frames") from error
-    check_gpu_stream(header)
+    check_one_file_stream(header)
     batch_layout(header, batch)  # a batch that the kernel can count
     if importlib.util.find_spec("triton") is None:
         raise missing_extra("triton", "triton")

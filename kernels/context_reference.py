@@ -27,7 +27,7 @@ from ..bitstream.context_payload import (
 )
 from ..bitstream.header import StreamHeader
 from ..errors import InputError
-from .dequantize import value_table
+from .dequantize import symbol_values
 
 Ints = NDArray[np.int64]
 
@@ -192,7 +192,7 @@ def decode_floats(payload: bytes, header: StreamHeader, out: NDArray[np.float32]
     plan = plan_tiles(header)
     parts = unpack_context(payload, header, plan)
     rows = _symbols(parts, payload, header, plan).reshape(len(parts.lo), -1).astype(np.intp)
-    out.reshape(rows.shape)[:] = np.take_along_axis(value_table(header.bits, parts.lo, parts.hi), rows, axis=1)
+    out.reshape(rows.shape)[:] = np.take_along_axis(symbol_values(header, parts.lo, parts.hi), rows, axis=1)
 
 
 class _Lanes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import ModuleType
 from typing import Literal
+
+import numpy as np
 
 from ..bitstream.header import SCALING_MODES, StreamHeader
 from ..errors import BackendMissingError, UsageError
@@ -40,6 +43,15 @@ def choose(implementation: Implementation) -> ModuleType | None:
     return None if implementation == "numpy" else _native
 
 
-def native_scaling(header: StreamHeader) -> tuple[int, float, float]:
-    """A stream's scaling as the native decoders take it: the mode's number, and lo and hi of a fixed range."""
-    return SCALING_MODES.index(header.scaling.mode), header.scaling.lo, header.scaling.hi
+def native_scaling(header: StreamHeader) -> tuple[int, float, float, bytes]:
+    """A stream's scaling as the native decoders take it.
+
+    The mode's number, lo and hi of a fixed range, and the centres of a codebook as the bytes of float32.
+    """
+    scaling = header.scaling
+    return SCALING_MODES.index(scaling.mode), scaling.lo, scaling.hi, _centre_bytes(scaling.centres)
+
+
+@lru_cache(maxsize=16)
+def _centre_bytes(centres: tuple[float, ...]) -> bytes:
+    return np.array(centres, np.float32).tobytes()

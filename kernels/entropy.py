@@ -18,7 +18,7 @@ from ..errors import ArtifactError, InputError, UsageError
 from . import context_reference, entropy_reference
 from .dequantize import check_symbols, float_buffer
 from .dispatch import Implementation, choose, native_scaling
-from .quantize import Range, as_ranges, not_finite, quantize
+from .quantize import Range, as_ranges, not_finite, quantize, quantize_codebook
 
 
 def encode_latent(z: NDArray[np.float32], header: StreamHeader, implementation: Implementation = "auto") -> bytes:
@@ -29,6 +29,9 @@ def encode_latent(z: NDArray[np.float32], header: StreamHeader, implementation: 
     """
     _check_shape(z, header)
     z = np.ascontiguousarray(z, np.float32)
+    if header.scaling.mode == "codebook":
+        q = quantize_codebook(z, header.scaling.centres, implementation)
+        return encode_symbols(q, header, implementation=implementation)
     if header.scaling.mode == "fixed":
         q = quantize(z, header.bits, header.scaling.lo, header.scaling.hi, implementation)
         return encode_symbols(q, header, implementation=implementation)
@@ -49,15 +52,15 @@ def encode_symbols(
 ) -> bytes:
     """Codes symbols as they are.
 
-    q: uint8 (C, h, w), the header's latent shape, values in [0, 2^bits).
+    q: uint8 (C, h, w), the header's latent shape, values in [0, 2^bits), or [0, L) with a codebook of L centres.
     lo, hi: the range that decode_latent shall use: a float for scaling "tensor", (C,) for "channel" (or a float for
-    all channels), None for "fixed".
+    all channels), None for "fixed" and "codebook".
 
     Returns the frame's payload. Raises InputError for a symbol out of range, ArtifactError for another shape,
-    UsageError for a range with fixed scaling or none without.
+    UsageError for a range with fixed scaling or a codebook, or none without.
     """
     _check_shape(q, header)
-    check_symbols(q, header.bits)
+    check_symbols(q, header.bits, header.levels)
     scales = _scales(header, lo, hi)
     q = np.ascontiguousarray(q)
     native = choose(implementation)
@@ -94,7 +97,7 @@ def decode_latent(
     threads: int = 1,
     implementation: Implementation = "auto",
 ) -> NDArray[np.float32]:
-    """The latent of a payload, dequantised (int2float, paper eq. 4): float32 (C, h, w).
+    """The latent of a payload, dequantised (int2float, paper eq. 4, or a codebook's centres): float32 (C, h, w).
 
     out: C-contiguous float32 (C, h, w) to write into, for example one frame of a batch; None makes a new one. It holds
     anything after an error.
@@ -113,7 +116,10 @@ def decode_latent(
 
 
 def payload_range(payload: bytes, header: StreamHeader) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(lo, hi) that a payload is dequantised with: float32 of shape (1,), or (C,) with scaling "channel"."""
+    """(lo, hi) that a payload is dequantised with: float32 of shape (1,), or (C,) with scaling "channel".
+
+    Both are 0 with a codebook.
+    """
     return unpack_scales(payload, header)
 
 
@@ -146,7 +152,8 @@ def _scales(header: StreamHeader, lo: Range | None, hi: Range | None) -> bytes:
     count = scale_count(header)
     if count == 0:
         if lo is not None or hi is not None:
-            raise UsageError("lo and hi given, but the stream's scaling is fixed: its header has them")
+            mode = header.scaling.mode
+            raise UsageError(f"lo and hi given, but the stream's scaling is {mode}: its header has all that it needs")
         return b""
     if lo is None or hi is None:
         raise UsageError(f"the stream's scaling is {header.scaling.mode!r}: lo and hi are needed for each frame")

@@ -20,7 +20,7 @@ from ..bitstream.huffman import (
 )
 from ..bitstream.payload import LanePlan, Payload, pack_number, plan_lanes, unpack_payload
 from ..errors import InputError
-from .dequantize import value_table
+from .dequantize import symbol_values
 
 _TABLE = 1 << MAX_CODE_BITS
 
@@ -68,7 +68,7 @@ def decode_floats(payload: bytes, header: StreamHeader, out: NDArray[np.float32]
     plan = plan_lanes(header)
     parts = unpack_payload(payload, header, plan)
     rows = _symbols(parts, payload, plan).reshape(len(parts.lo), -1).astype(np.intp)
-    out.reshape(rows.shape)[:] = np.take_along_axis(value_table(header.bits, parts.lo, parts.hi), rows, axis=1)
+    out.reshape(rows.shape)[:] = np.take_along_axis(symbol_values(header, parts.lo, parts.hi), rows, axis=1)
 
 
 def _symbols(parts: Payload, payload: bytes, plan: LanePlan) -> NDArray[np.uint8]:

@@ -2,13 +2,19 @@
 
 All in float32, in the order written: difference, product, quotient, then round half to even. IEEE arithmetic fixes
 each step, so NumPy and C++ agree bit for bit. hi == lo gives zeros.
+
+With a codebook c_0 < c_1 < ..: q = how many midpoints 0.5 * (c_j + c_(j+1)) lie below x (sum and product each rounded
+to float32), which is the nearest centre, and the lower one on a midpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bitstream.header import as_centres, codebook_bits
 from ..errors import ArtifactError, InputError
 from .dispatch import Implementation, choose
 
@@ -45,6 +51,44 @@ def quantize(
     clipped = np.clip(np.where(span > 0, scaled, np.float32(0)), np.float32(0), levels)
     symbols: NDArray[np.uint8] = np.rint(clipped).astype(np.uint8).reshape(x.shape)
     return symbols
+
+
+def quantize_codebook(
+    x: NDArray[np.float32],
+    centres: Sequence[float] | NDArray[np.float32],
+    implementation: Implementation = "auto",
+) -> NDArray[np.uint8]:
+    """The index of each value's nearest centre, the lower one's on a midpoint.
+
+    x: float32, any shape.  centres: (L,), as `Scaling` takes them.
+
+    Returns uint8 of x's shape, values in [0, L). Raises InputError for NaN or infinity in x, or no codebook.
+    """
+    limits = midpoints(centres)
+    x = np.ascontiguousarray(x, np.float32)
+    native = choose(implementation)
+    if native is not None:
+        q = np.empty(x.shape, np.uint8)
+        if not native.quantize_codebook(x.reshape(-1), limits, q.reshape(-1)):
+            raise not_finite(x)
+        return q
+    if not np.isfinite(x).all():
+        raise not_finite(x)
+    return np.searchsorted(limits, x, side="left").astype(np.uint8)
+
+
+def midpoint_table(centres: Sequence[float] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """The midpoints as the GPU's binary search takes them: float32 (2^n,), infinity behind the last."""
+    limits = midpoints(centres)
+    table = np.full(1 << codebook_bits(len(limits) + 1), np.inf, np.float32)
+    table[: len(limits)] = limits
+    return table
+
+
+def midpoints(centres: Sequence[float] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """What lies half-way between neighbouring centres (L,): float32 (L - 1,). Raises InputError for no codebook."""
+    found = as_centres(centres)
+    return np.float32(0.5) * (found[:-1] + found[1:])
 
 
 def as_ranges(

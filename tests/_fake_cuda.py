@@ -3,7 +3,7 @@
 Nothing runs when it is started: an operation waits in its stream until somebody waits for it, so that a buffer which is
 touched too early shows in the results. A capture records operations with their arguments, and a graph repeats them with
 those. Every address is checked against what is allocated. `context_decode` decodes for real, out of what lies in device
-memory (tables, lanes, words); other kernels do nothing.
+memory (tables, lanes, words), `minmax` and `quantize` compute by NumPy what their programs would.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
+from _kernel_images import SCALING_ARGUMENTS
 
 from latentseg.bitstream import Scaling, StreamHeader
 from latentseg.bitstream.context_payload import Channels, pack_head, plan_tiles
 from latentseg.errors import InputError
 from latentseg.kernels import entropy
+from latentseg.kernels.gpu import shapes
+from latentseg.kernels.quantize import quantize
 
 Status = IntEnum(
     "Status", {f"CU_STREAM_CAPTURE_STATUS_{n}": i for i, n in enumerate(("NONE", "ACTIVE", "INVALIDATED"))}
@@ -43,8 +46,10 @@ class FakeCuda:
     """The device. `calls` counts what was called, `run` lists operations as they ran: (name, details)."""
 
     def __init__(self, capability: int = 90, arguments: tuple[tuple[str, str], ...] = ()) -> None:
-        """arguments: (name, kind) of the kernels' arguments, in order."""
-        self.capability, self.names = capability, [name for name, _ in arguments]
+        """arguments: (name, kind) of the decoder's arguments, in order."""
+        self.capability = capability
+        known = {"context_decode": arguments, **SCALING_ARGUMENTS}
+        self.names = {kernel: [name for name, _ in found] for kernel, found in known.items()}
         self.calls: Counter[str] = Counter()
         self.run: list[tuple[str, Any]] = []
         self.memory: dict[int, np.ndarray] = {}
@@ -55,6 +60,7 @@ class FakeCuda:
         self.fail: dict[str, Code] = {}  # the next call of a name fails
         self.sticky = False  # the context is broken: every call fails
         self.tile, self.bits, self.half = (4, 5), 8, True  # what the kernel was compiled for; float16 or float32
+        self.codebook = False
         self.retained = 0
         self._current = threading.local()
         self._number = 100
@@ -123,14 +129,16 @@ class FakeCuda:
         words = self.view(address, 4 * count, np.uint32)
         self.start(stream, "fill", count, lambda: words.fill(value))
 
-    def launch(self, stream: int, kernel: str, values: tuple[int, ...]) -> None:
-        named = dict(zip(self.names, values, strict=True))
+    def launch(self, stream: int, kernel: str, values: tuple[int, ...], grid: tuple[int, ...]) -> None:
+        named: dict[str, Any] = dict(zip(self.names[kernel], values, strict=True))
         assert named.get("scratch", 0) == 0
+        for name, value in named.items():
+            assert name not in ("x", "partial", "q", "ranges", "bad") or value % 16 == 0, f"{name} is not aligned"
+        named["grid"] = grid
         self.start(stream, kernel, named, lambda: self.kernel(kernel, named))
 
-    def kernel(self, kernel: str, named: dict[str, int]) -> None:
-        if kernel == "context_decode":
-            decode(self, named)
+    def kernel(self, kernel: str, named: dict[str, Any]) -> None:
+        {"context_decode": decode, "minmax": find_ranges, "quantize": make_symbols}[kernel](self, named)
 
     def begin(self, stream: int) -> None:
         assert stream, "the default stream cannot be captured"
@@ -148,7 +156,7 @@ class FakeCuda:
         return handle
 
 
-def decode(cuda: FakeCuda, named: dict[str, int]) -> None:
+def decode(cuda: FakeCuda, named: dict[str, Any]) -> None:
     """`context_decode` as the kernel's docstring says it, by way of a payload put together from device memory."""
     frames, channels, height, width = (named[n] for n in ("frames", "channel_count", "height", "width"))
     shape = (channels, height, width)
@@ -181,5 +189,45 @@ def decode(cuda: FakeCuda, named: dict[str, int]) -> None:
                 tile, channel = map(int, re.findall(r"\d+", str(error))[:2])
                 damaged[frame] = channel * tiles + tile
             continue
+        if cuda.codebook:
+            out[frame] = ranges[frame].reshape(1 << cuda.bits)[q].astype(dtype)
+            continue
         lo, step = ranges[frame, :, 0, None], ranges[frame, :, 1, None]
         out[frame] = (q.astype(np.float32) * step + lo).astype(dtype)
+
+
+def find_ranges(cuda: FakeCuda, named: dict[str, Any]) -> None:
+    """`minmax` as the kernel's docstring says it; a NaN is passed over."""
+    (rows, programs), size, parts = named["grid"], named["size"], named["parts"]
+    step = shapes.BLOCK * shapes.TURNS
+    assert programs == parts >= size / step
+    x = cuda.view(named["x"], 4 * rows * size, np.float32).reshape(rows, size)
+    partial = cuda.view(named["partial"], 8 * rows * parts, np.float32).reshape(rows, parts, 2)
+    for part in range(parts):
+        values = x[:, part * step : (part + 1) * step]
+        partial[:, part, 0] = np.fmin.reduce(values, axis=1, initial=np.inf)
+        partial[:, part, 1] = np.fmax.reduce(values, axis=1, initial=-np.inf)
+
+
+def make_symbols(cuda: FakeCuda, named: dict[str, Any]) -> None:
+    """`quantize` as the kernel's docstring says it: what no program of the grid covers stays as it is."""
+    (rows, blocks), size, parts, own = named["grid"], named["size"], named["parts"], named["range_rows"]
+    assert parts <= shapes.PARTS
+    x = cuda.view(named["x"], 4 * rows * size, np.float32).reshape(rows, size)[:, : blocks * shapes.BLOCK]
+    q = cuda.view(named["q"], rows * size).reshape(rows, size)[:, : blocks * shapes.BLOCK]
+    bad = cuda.view(named["bad"], 4 * rows, np.int32)
+    assert not bad.any(), "the flags were not set"
+    if cuda.codebook:
+        limits = cuda.view(named["partial"], 4 << cuda.bits, np.float32)
+        q[:] = np.searchsorted(limits, x, side="left")  # a NaN becomes anything
+        bad[:] = ~np.isfinite(x).all(axis=1)
+        return
+    partial = cuda.view(named["partial"], 8 * own * parts, np.float32).reshape(own, parts, 2)
+    ranges = cuda.view(named["ranges"], 8 * rows, np.float32).reshape(rows, 2)
+    for row in range(rows):
+        lo, hi = partial[row % own, :, 0].min() + np.float32(0), partial[row % own, :, 1].max() + np.float32(0)
+        ranges[row] = lo, hi
+        try:
+            q[row] = quantize(x[row], cuda.bits, lo, hi, "numpy")
+        except InputError:
+            bad[row] = 1

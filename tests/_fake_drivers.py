@@ -92,7 +92,7 @@ class FakeDriver:
     def _cuLaunchKernel(self, function: str, *arguments: Any) -> None:
         *shape, shared, stream, (values, types), _ = arguments
         self.cuda.calls[f"grid {tuple(shape)} shared {shared} {[t.__name__ for t in types[:2]]}"] += 1
-        self.cuda.launch(stream, function, values)
+        self.cuda.launch(stream, function, values, tuple(shape[:2]))
 
     def _cuStreamCreate(self, flags: int) -> int:
         assert flags == 1  # a stream that waits for the default stream cannot be captured beside it
@@ -234,7 +234,7 @@ class FakePycuda:
                 assert len(function.format) == len(values)
                 names = [{"P": "c_void_p", "i": "c_int"}[kind] for kind in function.format]
                 cuda.calls[f"grid {(*grid, 1, *block)} shared {shared_size} {names[:2]}"] += 1
-                cuda.launch(self.handle(stream), name, values)
+                cuda.launch(self.handle(stream), name, values, grid)
 
             function.prepare, function.prepared_async_call = prepare, call
             return function

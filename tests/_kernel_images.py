@@ -17,6 +17,14 @@ ARGUMENTS = (
     )),
     ("scratch", "scratch"),
 )  # fmt: skip
+SCALING_ARGUMENTS = {  # of the kernels of float2int
+    kernel: (
+        *((name, "int32" if name in ("size", "parts", "range_rows") else "pointer") for name in names.split()),
+        ("scratch", "scratch"),
+    )
+    for kernel, names in (("minmax", "x partial size parts"),
+                          ("quantize", "x partial q ranges bad size parts range_rows"))
+}  # fmt: skip
 
 
 def image(arch: int, variant: str = "float16") -> KernelImage:
@@ -25,8 +33,13 @@ def image(arch: int, variant: str = "float16") -> KernelImage:
 
 
 def kernels(*archs: int, bits: int = 8, tile: tuple[int, int] = (4, 5)) -> KernelSet:
-    """A set for these compute capabilities, 90 where none is given, of both floats."""
+    """A set for these compute capabilities, 90 where none is given, of both floats, and float2int's kernels."""
     images = [image(arch, variant) for arch in archs or (90,) for variant in ("float16", "float32")]
+    images += [
+        KernelImage(kernel, "float32", arch, f"code {arch} {kernel}".encode(), arguments, 4, 0, 40)
+        for arch in archs or (90,)
+        for kernel, arguments in SCALING_ARGUMENTS.items()
+    ]
     return KernelSet(bits, tile, "3.6.0", tuple(images))
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 import struct
 import zlib
 from fractions import Fraction
 
-Frame = tuple[int, int, list[int], list[tuple[float, float]]]
+Frame = tuple[int, int, list[int], list[tuple[float, float]], list[float]]
 
 
 def decode(stream: bytes) -> list[Frame]:
-    """(index, timestamp, symbols in raster order, ranges) of each frame."""
+    """(index, timestamp, symbols in raster order, ranges, values) of each frame; ranges or a codebook's values."""
     assert stream[:10] == b"\x89LSEG\r\n\x1a\x01\x00"
     assert stream[:100] == stream[100:200]
     assert zlib.crc32(stream[:96]) == struct.unpack_from("<I", stream, 96)[0]
@@ -22,9 +23,12 @@ def decode(stream: bytes) -> list[Frame]:
     lo, hi = struct.unpack_from("<2f", stream, 44)
     lane, rows, columns, zero = struct.unpack_from("<IHHI", stream, 52)
     assert (coder, rows, columns) == (1, 0, 0) or (coder, dictionary, rows * columns) == (2, 0, lane)
-    assert (stream[14:16], zero) == (b"\0\0", 0)
-    frames = []
+    assert zero == 0
     at = 200
+    centres = codebook(stream, at, bits) if scaling == 3 else []
+    assert int.from_bytes(stream[14:16], "little") == len(centres)
+    at += 2 * (4 * len(centres) + 4) if centres else 0
+    frames = []
     while at < len(stream):
         marker, index, time, size, crc, header_crc = struct.unpack_from("<4sIqIII", stream, at)
         assert marker == b"\xabLSF"
@@ -32,15 +36,29 @@ def decode(stream: bytes) -> list[Frame]:
         payload = stream[at + 28 : at + 28 + size]
         assert crc == zlib.crc32(payload)
         at += 28 + size
-        pairs = (1, c, 0)[scaling]
+        pairs = (1, c, 0, 0)[scaling]
         both = struct.unpack_from(f"<{2 * pairs}f", payload)
-        ranges = list(zip(both[:pairs], both[pairs:], strict=True)) if pairs else [(lo, hi)]
+        fixed = [(lo, hi)] if scaling == 2 else []
+        ranges = list(zip(both[:pairs], both[pairs:], strict=True)) if pairs else fixed
         if coder == 1:
             symbols = huffman(payload, 8 * pairs, *((c, h * w) if dictionary else (1, c * h * w)), lane)
         else:
             symbols = context(payload, 8 * pairs, shape, bits, rows, columns)
-        frames.append((index, time, symbols, ranges))
+        values = [centres[min(q, len(centres) - 1)] for q in symbols] if centres else []
+        frames.append((index, time, symbols, ranges, values))
     return frames
+
+
+def codebook(stream: bytes, at: int, bits: int) -> list[float]:
+    (count,) = struct.unpack_from("<H", stream, 14)
+    assert max(2, 2 ** (bits - 1) + 1) <= count <= 2**bits
+    size = 4 * count + 4
+    copy = stream[at : at + size]
+    assert copy == stream[at + size : at + 2 * size]
+    assert zlib.crc32(copy[:-4]) == struct.unpack_from("<I", copy, 4 * count)[0]
+    centres = list(struct.unpack_from(f"<{count}f", copy))
+    assert all(low < high for low, high in itertools.pairwise(centres))
+    return centres
 
 
 def number(data: bytes, at: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What the GPU decoder gets for a batch of frames: one run of bytes, made and checked on the host.
 
-    ranges     float32 (frames * R, 2): lo and step of int2float; R is C with a range a channel, else 1
+    ranges     float32 (frames * R, 2): lo and step of int2float; R is C with a range a channel, else 1. Or, with a
+               codebook, the values of the 2^n symbols: R = 2^(n - 1)
     channels   int32 (frames, C): mode + 4 f + 2^8 g + 2^16 centre
     lanes      int32 (frames, tiles, C, 2): a lane's first byte among the payloads, and its bytes (0: constant channel)
     payloads   the frames' bytes
@@ -26,7 +27,7 @@ from ...bitstream.context_payload import CONSTANT, plan_tiles, unpack_context
 from ...bitstream.header import StreamHeader
 from ...bitstream.payload import scale_count
 from ...errors import ArtifactError, InputError
-from ..dequantize import steps
+from ..dequantize import codebook_table, steps
 from ..dispatch import Implementation, choose, native_scaling
 from .shapes import SOUND
 
@@ -37,7 +38,7 @@ _MOST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a batch's parts start, in bytes, and how many lanes and ranges a frame has."""
+    """Where a batch's parts start, in bytes, and how many lanes and ranges (pairs of floats) a frame has."""
 
     frames: int
     lanes_a_frame: int
@@ -77,6 +78,12 @@ def check_gpu_stream(header: StreamHeader) -> None:
         )
 
 
+def ranges_a_frame(header: StreamHeader) -> int:
+    """R: pairs of floats that int2float takes for a frame of this stream."""
+    pairs = {"channel": header.latent_shape[0], "codebook": 1 << (header.bits - 1)}
+    return pairs.get(header.scaling.mode, 1)
+
+
 def batch_layout(header: StreamHeader, frames: int) -> Layout:
     """Where the parts of a batch of this stream's frames start.
 
@@ -84,17 +91,17 @@ def batch_layout(header: StreamHeader, frames: int) -> Layout:
     """
     channels = header.latent_shape[0]
     lanes_a_frame = len(plan_tiles(header).top) * channels
-    ranges_a_frame = channels if header.scaling.mode == "channel" else 1
+    ranges = ranges_a_frame(header)
     symbols = frames * header.symbols
     if frames < 1 or symbols > _MOST or 2 * frames * lanes_a_frame > _MOST:
         raise ArtifactError(
             f"a batch of {frames} frames, {symbols} symbols, expected at least one frame and at most {_MOST} symbols",
             hint="make the batch smaller" if frames > 0 else "",
         )
-    what = _aligned(8 * frames * ranges_a_frame)
+    what = _aligned(8 * frames * ranges)
     lanes = _aligned(what + 4 * frames * channels)
     payloads = _aligned(lanes + 8 * frames * lanes_a_frame)
-    return Layout(frames, lanes_a_frame, ranges_a_frame, 0, what, lanes, payloads)
+    return Layout(frames, lanes_a_frame, ranges, 0, what, lanes, payloads)
 
 
 def payload_limit(header: StreamHeader) -> int:
@@ -200,8 +207,11 @@ def _plan_frame(
 ) -> None:
     """The NumPy reference of the native `context_lanes`: one frame's rows, for a payload that stands at byte `at`."""
     parts = unpack_context(payload, header, plan_tiles(header))
-    ranges[:, 0] = parts.lo
-    ranges[:, 1] = steps(header.bits, parts.lo, parts.hi)
+    if header.scaling.mode == "codebook":
+        ranges[...] = codebook_table(header.scaling.centres).reshape(-1, 2)
+    else:
+        ranges[:, 0] = parts.lo
+        ranges[:, 1] = steps(header.bits, parts.lo, parts.hi)
     found = parts.channels
     channels[:] = found.mode + 4 * found.f + (found.g << 8) + (found.centre << 16)
     sizes = np.where((found.mode == CONSTANT)[:, None], 0, parts.sizes)

@@ -52,13 +52,15 @@ def _runs_on(arch: int, capability: int) -> bool:
 class KernelSet:
     """Compiled kernels for the streams of one codec.
 
-    bits, tile: of those streams, for which the kernels are specialised.  triton: version of the compiler.
+    bits, tile, codebook (whether they have one): of those streams, for which the kernels are specialised.
+    triton: version of the compiler.
     """
 
     bits: int
     tile: tuple[int, int]
     triton: str
     images: tuple[KernelImage, ...]
+    codebook: bool = False
 
     def archs(self) -> list[int]:
         return sorted({image.arch for image in self.images})
@@ -83,12 +85,16 @@ class KernelSet:
             )
         return max(fitting, key=lambda image: image.arch)
 
-    def check_stream(self, bits: int, tile: tuple[int, int]) -> None:
+    def check_stream(self, bits: int, tile: tuple[int, int], codebook: bool = False) -> None:
         """Raise ArtifactError unless the kernels were compiled for streams like this."""
-        if (bits, tile) != (self.bits, self.tile):
+
+        def name(bits: int, tile: tuple[int, int], codebook: bool) -> str:
+            return f"{bits} bits and tiles of {tile[0]}x{tile[1]}{', with a codebook' if codebook else ''}"
+
+        own, found = (self.bits, self.tile, self.codebook), (bits, tile, codebook)
+        if found != own:
             raise ArtifactError(
-                f"the kernels were compiled for {self.bits} bits and tiles of {self.tile[0]}x{self.tile[1]}, but the "
-                f"stream has {bits} bits and tiles of {tile[0]}x{tile[1]}",
+                f"the kernels were compiled for {name(*own)}, but the stream has {name(*found)}",
                 hint="latentseg build BUNDLE --target kernels, with the stream's bundle",
             )
 
@@ -103,7 +109,10 @@ def save_kernels(kernels: KernelSet, folder: Path, *, overwrite: bool = False) -
         row = {key: value for key, value in asdict(image).items() if key != "cubin"}
         digest = hashlib.sha256(image.cubin).hexdigest()
         rows.append({**row, "path": image.file_name, "bytes": len(image.cubin), "sha256": digest})
-    raw = {"schema": SCHEMA, "bits": kernels.bits, "tile": list(kernels.tile), "triton": kernels.triton, "images": rows}
+    raw = {
+        "schema": SCHEMA, "bits": kernels.bits, "tile": list(kernels.tile), "codebook": kernels.codebook,
+        "triton": kernels.triton, "images": rows,
+    }  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
         index.unlink(missing_ok=True)  # a set that is half written has no index
@@ -141,7 +150,8 @@ def load_kernels(folder: Path) -> KernelSet:
     try:
         images = tuple(_image(folder, row) for row in raw["images"])
         rows, columns = (int(side) for side in raw["tile"])
-        return KernelSet(int(raw["bits"]), (rows, columns), str(raw["triton"]), images)
+        codebook = bool(raw.get("codebook", False))  # an index from before there were codebooks does not say
+        return KernelSet(int(raw["bits"]), (rows, columns), str(raw["triton"]), images, codebook)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{index} is damaged: {error!r}", hint="build the kernels again") from None
 

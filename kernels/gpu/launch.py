@@ -1,6 +1,7 @@
-"""The fused decoder as a compiled kernel on a device, with the CUDA driver alone: no torch, no Triton, no compiler.
+"""The compiled kernels on a device, with the CUDA driver alone: no torch, no Triton, no compiler.
 
-`Gpu` is the device through `cuda.bindings.driver`; `DecodeKernel` and `GpuDecoder` run on any `Device`.
+`Gpu` is the device through `cuda.bindings.driver`; `DecodeKernel`, `GpuDecoder` (the fused decoder) and
+`QuantizeKernel` (float2int) run on any `Device`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from ...bitstream import context_model as model
 from ...bitstream.header import StreamHeader
 from ...errors import UsageError
+from ..quantize import midpoint_table
 from . import shapes
 from .batch import Batch, Layout, check_damage, check_gpu_stream, plan_batch, table_map_words
 from .device import Device, Release, cuda_bindings, no_device
 from .images import KernelImage, KernelSet
+from .rows import QuantizeRows, quantize_rows
 
 _TYPES = {"pointer": ctypes.c_void_p, "scratch": ctypes.c_void_p, "int32": ctypes.c_int32}
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
@@ -113,6 +116,15 @@ class Gpu(Device):
         self._call("cuDevicePrimaryCtxRelease", self._device)
 
 
+def _constant(device: Device, table: NDArray[Any]) -> int:
+    """The address of a table that stays on the device."""
+    address = device.allocate(table.nbytes)
+    held = np.ascontiguousarray(table)
+    device.upload(address, held)
+    device.wait()  # batches may come on other streams, and `held` goes
+    return address
+
+
 class DecodeKernel:
     """The fused entropy decode + int2float of one codec's streams, loaded, with its tables on the device.
 
@@ -126,19 +138,12 @@ class DecodeKernel:
         check_gpu_stream(header)
         if floats not in FLOATS:
             raise UsageError(f"floats {floats!r}, expected {' or '.join(FLOATS)}")
-        kernels.check_stream(header.bits, header.tile)
+        kernels.check_stream(header.bits, header.tile, header.scaling.mode == "codebook")
         self.device, self.dtype = device, FLOATS[floats]
         self._image = kernels.find("context_decode", floats, device.capability)
         self._function = device.load(self._image)
-        self._tables = self._constant(model.decoding_tables())
-        self._numbers = self._constant(table_map_words())
-
-    def _constant(self, table: NDArray[Any]) -> int:
-        address = self.device.allocate(table.nbytes)
-        held = np.ascontiguousarray(table)
-        self.device.upload(address, held)
-        self.device.wait()  # batches may come on other streams, and `held` goes
-        return address
+        self._tables = _constant(device, model.decoding_tables())
+        self._numbers = _constant(device, table_map_words())
 
     def start(
         self, layout: Layout, header: StreamHeader, word_count: int, stream: int,
@@ -240,3 +245,48 @@ class GpuDecoder:
         with self.gpu.active():
             self.gpu.download(result, self.out)
         return result
+
+
+class QuantizeKernel:
+    """float2int of one codec's streams, loaded, with its fixed range or codebook on the device.
+
+    Parameters
+    ----------
+    kernels: compiled for the streams' bits and tile, and for the device's capability (ArtifactError otherwise).
+    header: of a stream; others may differ in their size.
+    """
+
+    def __init__(self, device: Device, kernels: KernelSet, header: StreamHeader) -> None:
+        fixed = not quantize_rows(header, 1).parts
+        kernels.check_stream(header.bits, header.tile, header.scaling.mode == "codebook")
+        self.device = device
+        names = ("quantize",) if fixed else ("quantize", "minmax")
+        self._images = {name: kernels.find(name, "float32", device.capability) for name in names}
+        self._functions = {name: device.load(image) for name, image in self._images.items()}
+        scaling = header.scaling
+        ends = np.array([scaling.lo, scaling.hi], np.float32)
+        limits = midpoint_table(scaling.centres) if scaling.mode == "codebook" else ends
+        self._fixed = _constant(device, limits) if fixed else 0
+
+    def start(self, rows: QuantizeRows, stream: int, *, x: int, partial: int, q: int, ranges: int, bad: int) -> None:
+        """Start float2int on a batch of latents: `rows.launches` kernels.
+
+        x: address of float32 (frames, C, h, w).  partial: of `rows.partial_bytes` of scratch, any content.
+        q: of the symbols, uint8 like x.  ranges: of float32 (rows, 2), what each row was quantised with; not written
+        with a codebook.
+        bad: of int32 (rows,), filled with 0 before; 1 afterwards where a value of a row, or its range, is not finite:
+        its symbols mean nothing then.
+        """
+        found, size, parts = x, rows.size, 1
+        for parts, start in zip(rows.parts, rows.starts, strict=True):
+            values = {"x": found, "partial": partial + start, "size": size, "parts": parts}
+            self._launch("minmax", (rows.rows, parts), values, stream)
+            found, size = partial + start, 2 * parts
+        values = {
+            "x": x, "partial": found if rows.parts else self._fixed, "q": q, "ranges": ranges, "bad": bad,
+            "size": rows.size, "parts": parts, "range_rows": rows.rows if rows.parts else 1,
+        }  # fmt: skip
+        self._launch("quantize", (rows.rows, -(-rows.size // shapes.BLOCK)), values, stream)
+
+    def _launch(self, name: str, grid: tuple[int, int], values: dict[str, int], stream: int) -> None:
+        self.device.launch(self._functions[name], self._images[name], grid, values, stream)

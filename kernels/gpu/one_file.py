@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...bitstream.header import StreamHeader
 from ...errors import ArtifactError, UsageError
-from .batch import Batch, check_gpu_stream, payload_limit
+from .batch import Batch, check_gpu_stream, payload_limit, ranges_a_frame
 
 FED: dict[str, str] = {"words": "int32", "lanes": "int32", "channels": "int32", "ranges": "float32"}  # the inputs
 LABELS = "uint8"
@@ -30,6 +30,16 @@ FLOATS = ("float32", "float16")
 ALIGNMENT = 256  # of an address that an engine is given (NvInferRuntime.h, IExecutionContext::setTensorAddress)
 
 Shape = tuple[Any, ...]
+
+
+def check_one_file_stream(header: StreamHeader) -> None:
+    """Raise ArtifactError for a stream that no GPU decodes, or one with a codebook: the plugin knows ranges alone."""
+    check_gpu_stream(header)
+    if header.scaling.mode == "codebook":
+        raise ArtifactError(
+            "a stream with a codebook, expected one of ranges: a one-file engine decodes no other",
+            hint="build the engine without --one-file: the kernels then run before it",
+        )
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,11 @@ class DecodeSpec:
 
     @classmethod
     def of(cls, header: StreamHeader, floats: str, arch: int) -> DecodeSpec:
-        """For streams like this one. Raises ArtifactError for a coder that no GPU decodes, UsageError for floats."""
-        check_gpu_stream(header)
+        """For streams like this one. Raises as `check_one_file_stream`, and UsageError for floats."""
+        check_one_file_stream(header)
         if floats not in FLOATS:
             raise UsageError(f"floats {floats!r}, expected {' or '.join(FLOATS)}")
-        ranges = header.latent_shape[0] if header.scaling.mode == "channel" else 1
+        ranges = ranges_a_frame(header)
         return cls(header.bits, header.tile, header.latent_shape, ranges, floats, arch, payload_limit(header))
 
     @property

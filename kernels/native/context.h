@@ -8,13 +8,6 @@
 
 #include "entropy.h"
 
-// Compiles a function for several x86 levels; the loader picks one. Elsewhere it is compiled once, as it stands.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__GLIBC__)
-#define LATENTSEG_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define LATENTSEG_CLONES
-#endif
-
 namespace latentseg {
 
 // What coder 2 needs of a stream header.
@@ -24,6 +17,7 @@ struct TileGeometry {
     Scaling scaling;
     float lo, hi;                    // of fixed scaling
     size_t rows, columns;            // of a tile; 1..65535
+    const float *values = nullptr;   // of a codebook: one a symbol, 256
 };
 
 // Codes symbols below 2^bits, (channels, height, width) in raster order: scales + channels + lane lengths + lanes.
@@ -37,8 +31,9 @@ void context_decode_symbols(const uint8_t *payload, size_t size, const TileGeome
 void context_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, float *out, int threads);
 
 // Takes a payload apart for the GPU decoder (kernels/gpu/batch.py) and checks it, up to the lanes' bits: lo and step of
-// each range; each channel's mode + 4 f + 2^8 g + 2^16 centre; first byte (the payload's own first one being number
-// `at`) and bytes of each lane, [tile][channel], 0 and 0 in constant channels.
+// each range, or with a codebook the values of the 2^bits symbols; each channel's mode + 4 f + 2^8 g + 2^16 centre;
+// first byte (the payload's own first one being number `at`) and bytes of each lane, [tile][channel], 0 and 0 in
+// constant channels.
 void context_lanes(const uint8_t *payload, size_t size, const TileGeometry &g, size_t at, float *ranges,
                    int32_t *channels, int32_t *lanes);
 

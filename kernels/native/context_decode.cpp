@@ -7,6 +7,7 @@
 #include "context_head.h"
 #include "context_model.h"
 #include "context_rows.h"
+#include "machine.h"
 #include "payload.h"
 #include "scaling.h"
 
@@ -133,7 +134,7 @@ LATENTSEG_CLONES void to_values(const uint8_t *line, size_t n, float step, float
     for (size_t i = 0; i < n; ++i) out[i] = static_cast<float>(line[i]) * step + lo;
 }
 
-// Where symbols go: as they are, or through int2float with the range of their channel.
+// Where symbols go: as they are, through int2float with the range of their channel, or through a codebook.
 struct SymbolSink {
     uint8_t *out;
     void put(const uint8_t *line, size_t n, uint32_t, size_t at) const { std::copy_n(line, n, out + at); }
@@ -154,6 +155,14 @@ struct FloatSink {
         to_values(&symbol, 1, range[1], range[0], &value);
         std::fill_n(out + at, n, value);
     }
+};
+
+struct CodebookSink {
+    float *out;
+    const float *values;
+    LookUp look_up;
+    void put(const uint8_t *line, size_t n, size_t, size_t at) const { look_up(line, n, values, out + at); }
+    void fill(uint8_t symbol, size_t n, size_t, size_t at) const { std::fill_n(out + at, n, values[symbol]); }
 };
 
 void start(const uint8_t *payload, const Plan &plan, const Batch &batch, Scratch &s) {
@@ -254,6 +263,10 @@ void context_decode_symbols(const uint8_t *payload, size_t size, const TileGeome
 
 void context_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, float *out, int threads) {
     Plan plan = make_plan(payload, size, g);
+    if (g.scaling == Scaling::codebook) {
+        run(payload, plan, g, CodebookSink{out, g.values, best_look_up(g.bits)}, threads);
+        return;
+    }
     to_steps(plan.ranges, g.bits);
     const FloatSink sink{out, plan.ranges.data(), plan.ranges.size() > 2 ? size_t{2} : size_t{0}};
     run(payload, plan, g, sink, threads);
@@ -262,8 +275,12 @@ void context_decode_floats(const uint8_t *payload, size_t size, const TileGeomet
 void context_lanes(const uint8_t *payload, size_t size, const TileGeometry &g, size_t at, float *ranges,
                    int32_t *channels, int32_t *lanes) {
     Plan plan = make_plan(payload, size, g);
-    to_steps(plan.ranges, g.bits);
-    std::copy(plan.ranges.begin(), plan.ranges.end(), ranges);
+    if (g.scaling == Scaling::codebook) {
+        std::copy_n(g.values, size_t{1} << g.bits, ranges);
+    } else {
+        to_steps(plan.ranges, g.bits);
+        std::copy(plan.ranges.begin(), plan.ranges.end(), ranges);
+    }
     for (size_t c = 0; c < g.channels; ++c) {
         const auto [mode, f, slope, centre] = plan.channels[c];
         channels[c] = static_cast<int32_t>(static_cast<uint32_t>(mode) | f << 2 | slope << 8 | centre << 16);

@@ -7,6 +7,7 @@
 #include "context.h"
 #include "context_head.h"
 #include "context_model.h"
+#include "machine.h"
 
 namespace latentseg {
 

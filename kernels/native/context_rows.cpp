@@ -5,16 +5,12 @@
 #include <cstring>
 
 #include "context_model.h"
+#include "machine.h"
 
-// Clang: the version that the fuzzer is built with (docs/fuzzing.md), and later ones.
-#if defined(__x86_64__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 19)
-#include <immintrin.h>
-#define LATENTSEG_X86_VECTORS
-#if !defined(__clang__)
+#if defined(LATENTSEG_X86_VECTORS) && !defined(__clang__)
 // GCC 12 takes the undefined operands in its own headers for ours.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #endif
 
 namespace latentseg {

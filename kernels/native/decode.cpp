@@ -208,8 +208,12 @@ void decode_floats(const uint8_t *payload, size_t size, const Geometry &g, float
     const Plan plan = make_plan(payload, size, g);
     const size_t ranges = plan.ranges.size() / 2, per_range = g.symbols / ranges;
     std::vector<float> values(256 * ranges);
-    for (size_t i = 0; i < ranges; ++i)
-        value_table((1 << g.bits) - 1, plan.ranges[2 * i], plan.ranges[2 * i + 1], values.data() + 256 * i);
+    if (g.scaling == Scaling::codebook) {
+        std::copy_n(g.values, 256, values.data());
+    } else {
+        for (size_t i = 0; i < ranges; ++i)
+            value_table((1 << g.bits) - 1, plan.ranges[2 * i], plan.ranges[2 * i + 1], values.data() + 256 * i);
+    }
     if (ranges == 1 || g.table_a_channel) {
         run(plan, FloatSink{out, values.data(), per_range}, threads);
         return;

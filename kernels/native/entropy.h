@@ -12,7 +12,7 @@
 
 namespace latentseg {
 
-enum class Scaling : int { tensor = 0, channel = 1, fixed = 2 };
+enum class Scaling : int { tensor = 0, channel = 1, fixed = 2, codebook = 3 };
 
 // What the decoder needs of a stream header.
 struct Geometry {
@@ -23,6 +23,7 @@ struct Geometry {
     float lo, hi;         // of fixed scaling
     bool table_a_channel; // dictionary "channel"
     size_t lane_symbols;
+    const float *values = nullptr;  // of a codebook: one a symbol, 256
 };
 
 // Cuts `symbols` into `segments` of equal size with one table each, codes them, and returns scales + tables + lane

@@ -3,6 +3,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
 #include <stdexcept>
 
 #include "context.h"
@@ -56,6 +60,42 @@ void dequantize(const ConstBytes2 &q, int levels, const ConstFloats1 &lo, const 
     }
 }
 
+bool quantize_codebook(const ConstFloats1 &x, const ConstFloats1 &midpoints, const Bytes1 &q) {
+    require(q.size() == x.size(), "quantize_codebook: q has the size of x");
+    require(midpoints.size() >= 1 && midpoints.size() <= 255, "quantize_codebook: 1..255 midpoints");
+    const nb::gil_scoped_release release;
+    return latentseg::quantize_codebook(x.data(), x.size(), midpoints.data(), midpoints.size(), q.data());
+}
+
+// A codebook's value of each symbol, the last one's repeated.
+using Values = std::array<float, 256>;
+
+Values codebook_values(const void *centres, size_t count) {
+    Values values;
+    std::memcpy(values.data(), centres, sizeof(float) * count);
+    std::fill(values.begin() + static_cast<std::ptrdiff_t>(count), values.end(), values[count - 1]);
+    return values;
+}
+
+void dequantize_codebook(const ConstBytes1 &q, const ConstFloats1 &centres, const Floats1 &out) {
+    require(out.size() == q.size(), "dequantize_codebook: out has the size of q");
+    require(centres.size() >= 1 && centres.size() <= 256, "dequantize_codebook: 1..256 centres");
+    const nb::gil_scoped_release release;
+    const Values values = codebook_values(centres.data(), centres.size());
+    latentseg::best_look_up(std::bit_width(centres.size() - 1))(q.data(), q.size(), values.data(), out.data());
+}
+
+// centres: float32 as they lie in memory; none unless the scaling is a codebook.
+Values scaling_values(int scaling, int bits, const nb::bytes &centres) {
+    require(bits >= 1 && bits <= 8 && scaling >= 0 && scaling <= 3, "decode: bits in 1..8, scaling in 0..3");
+    const size_t count = centres.size() / sizeof(float);
+    const bool codebook = static_cast<latentseg::Scaling>(scaling) == latentseg::Scaling::codebook;
+    require(centres.size() % sizeof(float) == 0 && count <= size_t{1} << bits && codebook == (count > 0),
+            "decode: 1..2^bits centres with a codebook, none without");
+    if (!codebook) return {};
+    return codebook_values(centres.c_str(), count);
+}
+
 nb::bytes encode(const ConstBytes1 &q, size_t segments, size_t lane_symbols, const nb::bytes &scales) {
     require(q.size() > 0 && segments > 0 && q.size() % segments == 0, "encode: segments of equal size, not empty");
     require(lane_symbols > 0, "encode: lane_symbols above 0");
@@ -71,12 +111,12 @@ nb::bytes encode(const ConstBytes1 &q, size_t segments, size_t lane_symbols, con
 
 template <class Out, class Function>
 void decode(Function function, const nb::bytes &payload, size_t channels, int bits, int scaling, float lo, float hi,
-            bool table_a_channel, size_t lane_symbols, const Out &out, int threads) {
+            const nb::bytes &centres, bool table_a_channel, size_t lane_symbols, const Out &out, int threads) {
     require(out.size() > 0 && channels > 0 && out.size() % channels == 0, "decode: channels of equal size, not empty");
-    require(bits >= 1 && bits <= 8 && scaling >= 0 && scaling <= 2, "decode: bits in 1..8, scaling in 0..2");
     require(lane_symbols > 0 && threads > 0, "decode: lane_symbols and threads above 0");
-    const latentseg::Geometry geometry{
-        out.size(), channels, bits, static_cast<latentseg::Scaling>(scaling), lo, hi, table_a_channel, lane_symbols};
+    const Values values = scaling_values(scaling, bits, centres);
+    const latentseg::Geometry geometry{out.size(), channels, bits, static_cast<latentseg::Scaling>(scaling),
+                                       lo, hi, table_a_channel, lane_symbols, values.data()};
     const auto *data = reinterpret_cast<const uint8_t *>(payload.c_str());
     const size_t size = payload.size();
     const nb::gil_scoped_release release;
@@ -109,10 +149,12 @@ nb::bytes context_encode(const ConstBytes3 &q, int bits, size_t rows, size_t col
 
 template <class Out, auto function>
 void context_decode(const nb::bytes &payload, size_t channels, size_t height, size_t width, int bits, int scaling,
-                    float lo, float hi, size_t rows, size_t columns, const Out &out, int threads) {
-    require(scaling >= 0 && scaling <= 2 && threads > 0, "context: scaling in 0..2, threads above 0");
-    const latentseg::TileGeometry geometry{
-        channels, height, width, bits, static_cast<latentseg::Scaling>(scaling), lo, hi, rows, columns};
+                    float lo, float hi, const nb::bytes &centres, size_t rows, size_t columns, const Out &out,
+                    int threads) {
+    require(threads > 0, "context: threads above 0");
+    const Values values = scaling_values(scaling, bits, centres);
+    const latentseg::TileGeometry geometry{channels, height, width, bits, static_cast<latentseg::Scaling>(scaling),
+                                           lo, hi, rows, columns, values.data()};
     require_tiles(geometry);
     require(out.size() == channels * height * width, "context: out has the size of the shape");
     const auto *data = reinterpret_cast<const uint8_t *>(payload.c_str());
@@ -122,15 +164,18 @@ void context_decode(const nb::bytes &payload, size_t channels, size_t height, si
 }
 
 void context_lanes(const nb::bytes &payload, size_t channels, size_t height, size_t width, int bits, int scaling,
-                   float lo, float hi, size_t rows, size_t columns, size_t at, const Floats1 &ranges,
-                   const Ints1 &what, const Ints1 &lanes) {
-    require(scaling >= 0 && scaling <= 2, "context: scaling in 0..2");
+                   float lo, float hi, const nb::bytes &centres, size_t rows, size_t columns, size_t at,
+                   const Floats1 &ranges, const Ints1 &what, const Ints1 &lanes) {
+    const Values values = scaling_values(scaling, bits, centres);
     const auto mode = static_cast<latentseg::Scaling>(scaling);
-    const latentseg::TileGeometry geometry{channels, height, width, bits, mode, lo, hi, rows, columns};
+    const latentseg::TileGeometry geometry{channels, height, width, bits, mode, lo, hi, rows, columns, values.data()};
     require_tiles(geometry);
+    const size_t range_floats = mode == latentseg::Scaling::codebook  ? size_t{1} << bits
+                                : mode == latentseg::Scaling::channel ? 2 * channels
+                                                                      : 2;
     constexpr size_t kMost = (size_t{1} << 31) - 1;  // lane positions are 32-bit numbers
     require(payload.size() <= kMost && at <= kMost - payload.size(), "context: payloads of at most 2^31 - 1 bytes");
-    require(ranges.size() == (mode == latentseg::Scaling::channel ? 2 * channels : 2) && what.size() == channels &&
+    require(ranges.size() == range_floats && what.size() == channels &&
                 lanes.size() == 2 * channels * latentseg::tile_count(geometry),
             "context: outputs of the plan's size");
     const auto *data = reinterpret_cast<const uint8_t *>(payload.c_str());
@@ -145,35 +190,37 @@ NB_MODULE(_native, m) {
     m.doc() = "Native kernels of latentseg; use them through latentseg.kernels.";
     m.def("quantize", &quantize, "x"_a, "levels"_a, "lo"_a, "hi"_a, "q"_a.noconvert());
     m.def("dequantize", &dequantize, "q"_a, "levels"_a, "lo"_a, "hi"_a, "out"_a.noconvert());
+    m.def("quantize_codebook", &quantize_codebook, "x"_a, "midpoints"_a, "q"_a.noconvert());
+    m.def("dequantize_codebook", &dequantize_codebook, "q"_a, "centres"_a, "out"_a.noconvert());
     m.def("encode", &encode, "q"_a, "segments"_a, "lane_symbols"_a, "scales"_a);
     m.def(
         "decode_symbols",
-        [](const nb::bytes &payload, size_t channels, int bits, int scaling, float lo, float hi, bool table_a_channel,
-           size_t lane_symbols, const Bytes1 &out, int threads) {
-            decode(latentseg::decode_symbols, payload, channels, bits, scaling, lo, hi, table_a_channel, lane_symbols,
-                   out, threads);
+        [](const nb::bytes &payload, size_t channels, int bits, int scaling, float lo, float hi,
+           const nb::bytes &centres, bool table_a_channel, size_t lane_symbols, const Bytes1 &out, int threads) {
+            decode(latentseg::decode_symbols, payload, channels, bits, scaling, lo, hi, centres, table_a_channel,
+                   lane_symbols, out, threads);
         },
-        "payload"_a, "channels"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "table_a_channel"_a, "lane_symbols"_a,
-        "out"_a.noconvert(), "threads"_a);
+        "payload"_a, "channels"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "centres"_a, "table_a_channel"_a,
+        "lane_symbols"_a, "out"_a.noconvert(), "threads"_a);
     m.def(
         "decode_floats",
-        [](const nb::bytes &payload, size_t channels, int bits, int scaling, float lo, float hi, bool table_a_channel,
-           size_t lane_symbols, const Floats1 &out, int threads) {
-            decode(latentseg::decode_floats, payload, channels, bits, scaling, lo, hi, table_a_channel, lane_symbols,
-                   out, threads);
+        [](const nb::bytes &payload, size_t channels, int bits, int scaling, float lo, float hi,
+           const nb::bytes &centres, bool table_a_channel, size_t lane_symbols, const Floats1 &out, int threads) {
+            decode(latentseg::decode_floats, payload, channels, bits, scaling, lo, hi, centres, table_a_channel,
+                   lane_symbols, out, threads);
         },
-        "payload"_a, "channels"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "table_a_channel"_a, "lane_symbols"_a,
-        "out"_a.noconvert(), "threads"_a);
+        "payload"_a, "channels"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "centres"_a, "table_a_channel"_a,
+        "lane_symbols"_a, "out"_a.noconvert(), "threads"_a);
     m.def("context_encode", &context_encode, "q"_a, "bits"_a, "rows"_a, "columns"_a, "scales"_a);
     m.def("context_decode_symbols", &context_decode<Bytes1, latentseg::context_decode_symbols>, "payload"_a,
-          "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "rows"_a, "columns"_a,
-          "out"_a.noconvert(), "threads"_a);
+          "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "centres"_a, "rows"_a,
+          "columns"_a, "out"_a.noconvert(), "threads"_a);
     m.def("context_decode_floats", &context_decode<Floats1, latentseg::context_decode_floats>, "payload"_a,
-          "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "rows"_a, "columns"_a,
-          "out"_a.noconvert(), "threads"_a);
+          "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "centres"_a, "rows"_a,
+          "columns"_a, "out"_a.noconvert(), "threads"_a);
     m.def("context_lanes", &context_lanes, "payload"_a, "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a,
-          "lo"_a, "hi"_a, "rows"_a, "columns"_a, "at"_a, "ranges"_a.noconvert(), "what"_a.noconvert(),
-          "lanes"_a.noconvert());
+          "lo"_a, "hi"_a, "centres"_a, "rows"_a, "columns"_a, "at"_a, "ranges"_a.noconvert(),
+          "what"_a.noconvert(), "lanes"_a.noconvert());
     m.def("context_tables_crc", &latentseg::context_tables_crc);
     nb::module_::import_("atexit").attr("register")(nb::cpp_function(&latentseg::Workers::stop));
 }

@@ -24,10 +24,11 @@ inline float load_f32(const uint8_t *p) {
     return v;
 }
 
-// lo, hi in turn: 1 or C pairs. Moves `at` behind the scales. G: Geometry or TileGeometry.
+// lo, hi in turn: 1 or C pairs; 0, 0 with a codebook. Moves `at` behind the scales. G: Geometry or TileGeometry.
 template <class G>
 std::vector<float> read_ranges(const uint8_t *payload, size_t size, const G &g, size_t &at) {
     if (g.scaling == Scaling::fixed) return {g.lo, g.hi};
+    if (g.scaling == Scaling::codebook) return {0, 0};
     const size_t n = g.scaling == Scaling::channel ? g.channels : 1;
     if (size < 8 * n) damaged("it ends inside the scales");
     std::vector<float> ranges;

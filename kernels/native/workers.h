@@ -17,6 +17,9 @@
 #include <signal.h>
 #include <unistd.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace latentseg {
 
@@ -85,7 +88,23 @@ private:
         } catch (const std::exception &) {
             // The machine gives no more threads, or no memory for them: those that there are do all of it.
         }
+        keep_off_this_cpu();
         for (size_t i = std::min(job.wanted, threads_.size()); i; --i) wake_.notify_one();
+    }
+
+    // A thread that wakes on the caller's CPU runs when the caller is done. Linux puts it there, and leaves it there from
+    // frame to frame, where it takes the CPUs to share no cache, as in some virtual machines.
+    void keep_off_this_cpu() {
+#if defined(__linux__)
+        cpu_set_t allowed;
+        const int cpu = sched_getcpu();
+        if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+        CPU_CLR(cpu, &allowed);
+        if (!CPU_COUNT(&allowed) || (placed_ == threads_.size() && CPU_EQUAL(&allowed, &cpus_))) return;
+        for (std::thread &thread : threads_) pthread_setaffinity_np(thread.native_handle(), sizeof allowed, &allowed);
+        cpus_ = allowed;
+        placed_ = threads_.size();
+#endif
     }
 
     void close(Job &job) {
@@ -143,6 +162,10 @@ private:
     std::vector<Job *> jobs_;  // of callers that have not come to their own work's end
     std::vector<std::thread> threads_;
     bool stopped_ = false;
+#if defined(__linux__)
+    cpu_set_t cpus_{};  // that the threads may use
+    size_t placed_ = 0;  // how many of them know
+#endif
 };
 
 }  // namespace latentseg

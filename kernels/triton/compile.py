@@ -28,17 +28,22 @@ _POINTERS = {
 
 
 def compile_kernels(
-    bits: int, tile: tuple[int, int], archs: Sequence[int] = ARCHS, floats: Sequence[str] = ("float16", "float32")
+    bits: int,
+    tile: tuple[int, int],
+    archs: Sequence[int] = ARCHS,
+    floats: Sequence[str] = ("float16", "float32"),
+    codebook: bool = False,
 ) -> KernelSet:
     """Compile all kernels for the streams of one codec.
 
     bits, tile: of those streams.  archs: compute capabilities, major * 10 + minor.  floats: of int2float's results.
+    codebook: whether the streams have one, and so no ranges.
     Raises BackendMissingError without Triton, UsageError for an arch that it does not know or under TRITON_INTERPRET,
     VerificationError for a kernel that spills registers or takes more than `MAX_REGISTERS`.
     """
     version = check_compiler(archs)
-    images = [_compile(*job, arch) for arch in dict.fromkeys(archs) for job in _jobs(bits, tile, floats)]
-    return KernelSet(bits, tile, version, tuple(images))
+    images = [_compile(*job, arch) for arch in dict.fromkeys(archs) for job in _jobs(bits, tile, floats, codebook)]
+    return KernelSet(bits, tile, version, tuple(images), codebook)
 
 
 def check_compiler(archs: Sequence[int]) -> str:
@@ -56,27 +61,30 @@ def check_compiler(archs: Sequence[int]) -> str:
     return str(triton.__version__)
 
 
-def decode_constants(bits: int, tile: tuple[int, int]) -> dict[str, Any]:
+def decode_constants(bits: int, tile: tuple[int, int], codebook: bool = False) -> dict[str, Any]:
     """What the fused decode is specialised for, by the names of its constants."""
     columns = shapes.columns(tile)
     return {
         "TILE_ROWS": tile[0], "TILE_COLUMNS": tile[1], "COLUMNS": columns, "CHUNK": shapes.chunk(columns),
-        "BITS": bits, "LANES": shapes.LANES, "FLOATS": True,
+        "BITS": bits, "LANES": shapes.LANES, "FLOATS": True, "CODEBOOK": codebook,
     }  # fmt: skip
 
 
-def _jobs(bits: int, tile: tuple[int, int], floats: Sequence[str]) -> Iterator[tuple[Any, str, dict[str, Any], int]]:
+def _jobs(
+    bits: int, tile: tuple[int, int], floats: Sequence[str], codebook: bool
+) -> Iterator[tuple[Any, str, dict[str, Any], int]]:
     """(kernel, variant, constants, warps) of everything that a codec's streams need."""
     from . import scaling
     from .context_decode import context_decode
 
-    decode = decode_constants(bits, tile)
+    decode = decode_constants(bits, tile, codebook)
+    block = {"BITS": bits, "BLOCK": shapes.BLOCK, "CODEBOOK": codebook}
     for variant in floats:
         yield context_decode, variant, decode, shapes.LANES // 32
-        yield scaling.dequantize, variant, {"BITS": bits, "BLOCK": shapes.BLOCK}, shapes.WARPS
-    yield scaling.minmax, "float32", {"BLOCK": shapes.BLOCK, "TURNS": shapes.TURNS}, shapes.WARPS
-    constants = {"BITS": bits, "BLOCK": shapes.BLOCK, "PARTS": shapes.PARTS}
-    yield scaling.quantize, "float32", constants, shapes.WARPS
+        yield scaling.dequantize, variant, block, shapes.WARPS
+    if not codebook:
+        yield scaling.minmax, "float32", {"BLOCK": shapes.BLOCK, "TURNS": shapes.TURNS}, shapes.WARPS
+    yield scaling.quantize, "float32", {**block, "PARTS": shapes.PARTS}, shapes.WARPS
 
 
 def compile_kernel(

@@ -1,6 +1,7 @@
 """The fused entropy decode + int2float of coder 2 (docs/format.md) as one Triton kernel, batched over frames.
 
     out[f, c, y, x] = symbol(f, c, y, x) * step[f, c] + lo[f, c]        (driving paper, equation 4)
+    out[f, c, y, x] = value[f, symbol(f, c, y, x)]                      (with a codebook)
 
 A thread owns a lane (a tile of one channel) and steps through its symbols; a program owns LANES of them. What differs
 from the CPU decoders, and why:
@@ -73,19 +74,22 @@ def _symbol(
 @triton.jit
 def _write_row(
     history, out, ranges, range_row, first, lane, columns, writes,
-    LANES: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, FLOATS: tl.constexpr,
+    LANES: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, FLOATS: tl.constexpr, CODEBOOK: tl.constexpr,
 ):  # fmt: skip
     """The row in `history` of every lane's tile, to its place in the output."""
-    if FLOATS:
-        lo = tl.load(ranges + 2 * range_row)
-        step = tl.load(ranges + 2 * range_row + 1)
+    range_of = ranges + 2 * range_row
+    if FLOATS and not CODEBOOK:
+        lo, step = tl.load(range_of), tl.load(range_of + 1)
     for start in range(0, COLUMNS, CHUNK):
         x = start + tl.arange(0, CHUNK)
         inside = writes[:, None] & (x[None, :] < columns[:, None])
         symbol = tl.load(history + x[None, :] * LANES + lane[:, None], mask=inside, other=0) & 255
         target = out + first[:, None] + x[None, :]
         if FLOATS:
-            value = symbol.to(tl.float32) * step[:, None] + lo[:, None]
+            if CODEBOOK:
+                value = tl.load(range_of[:, None] + symbol)
+            else:
+                value = symbol.to(tl.float32) * step[:, None] + lo[:, None]
             tl.store(target, value.to(out.dtype.element_ty), mask=inside)
         else:
             tl.store(target, symbol.to(tl.uint8), mask=inside)
@@ -96,14 +100,15 @@ def context_decode(
     words, word_count, lanes, channels, ranges, tables, table_map, history, damaged, out,
     frames, channel_count, height, width, ranges_a_frame,
     TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
-    BITS: tl.constexpr, LANES: tl.constexpr, FLOATS: tl.constexpr,
+    BITS: tl.constexpr, LANES: tl.constexpr, FLOATS: tl.constexpr, CODEBOOK: tl.constexpr,
 ):  # fmt: skip
     """Decode a batch. Program p has lanes p * LANES and on; lane = (frame * tiles + tile) * channels + channel.
 
     words: int32 (word_count,), the payloads' bytes.  lanes: int32 (lanes, 2), first byte and bytes; (.., 0) where the
     channel is constant.  channels: int32 (frames, C), mode + 4 f + 2^8 g + 2^16 centre.  ranges: float32
-    (frames * ranges_a_frame, 2), lo and step.  tables: int32 (44 * 2048,).  table_map: int64 (48 * 48, 2), the 16
-    levels' table numbers, 8 bits each.  history: int32 (programs, 2, COLUMNS, LANES), any content.
+    (frames * ranges_a_frame, 2), lo and step; or with CODEBOOK the values of a frame's 2^BITS symbols.  tables: int32
+    (44 * 2048,).  table_map: int64 (48 * 48, 2), the 16 levels' table numbers, 8 bits each.  history: int32
+    (programs, 2, COLUMNS, LANES), any content.
     damaged: int32 (frames,), set by the caller to 2^31 - 1: the lowest damaged lane, channel * tiles + tile.
     out: float16 or float32 (frames, C, h, w), or uint8 with FLOATS false.
     """
@@ -131,7 +136,7 @@ def context_decode(
     size = tl.load(lanes + 2 * index + 1, mask=here, other=0)
     predicted = mode == 2
     coded = here & (mode > 0)
-    range_row = tl.where(here, frame * ranges_a_frame + channel % ranges_a_frame, 0)
+    range_row = tl.where(here, frame * ranges_a_frame + (0 if CODEBOOK else channel % ranges_a_frame), 0)
     mask: tl.constexpr = (1 << BITS) - 1
 
     # A lane starts at any byte: what lies before it in its first word is not its own.
@@ -167,7 +172,7 @@ def context_decode(
     tl.debug_barrier()
     _write_row(
         history, out, ranges, range_row, first, lane, columns, rows > 0,
-        LANES, COLUMNS, CHUNK, FLOATS,
+        LANES, COLUMNS, CHUNK, FLOATS, CODEBOOK,
     )  # fmt: skip
 
     last = tl.max(rows, 0)
@@ -195,7 +200,7 @@ def context_decode(
         tl.debug_barrier()
         _write_row(
             history + (y & 1) * row, out, ranges, range_row, first + y * width, lane, columns, y < rows,
-            LANES, COLUMNS, CHUNK, FLOATS,
+            LANES, COLUMNS, CHUNK, FLOATS, CODEBOOK,
         )  # fmt: skip
         y += 1
 

@@ -42,7 +42,7 @@ def context_decode_plugin(  # type: ignore[no-untyped-def]
     word_count, frames, channel_count, height, width, ranges_a_frame,
     out, scratch,
     TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
-    BITS: tl.constexpr, LANES: tl.constexpr, FLOATS: tl.constexpr,
+    BITS: tl.constexpr, LANES: tl.constexpr, FLOATS: tl.constexpr, CODEBOOK: tl.constexpr,
 ):  # fmt: skip
     """`context_decode` with its arguments in a plugin's order.
 
@@ -64,7 +64,7 @@ def context_decode_plugin(  # type: ignore[no-untyped-def]
     context_decode(
         words, word_count, lanes, channels, ranges, tables, table_map_words.to(tl.pointer_type(tl.int64)),
         scratch + program * flags, damaged, out, frames, channel_count, height, width, ranges_a_frame,
-        TILE_ROWS, TILE_COLUMNS, COLUMNS, CHUNK, BITS, LANES, FLOATS,
+        TILE_ROWS, TILE_COLUMNS, COLUMNS, CHUNK, BITS, LANES, FLOATS, CODEBOOK,
     )  # fmt: skip
 
 

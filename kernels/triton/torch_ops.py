@@ -14,10 +14,12 @@ import triton
 from torch import Tensor
 
 from ...bitstream import context_model as model
-from ...bitstream.header import StreamHeader
+from ...bitstream.header import StreamHeader, codebook_bits
 from ...errors import InputError, UsageError
+from ..dequantize import codebook_table
 from ..gpu import shapes
 from ..gpu.batch import Batch, check_damage, plan_batch, table_map_words
+from ..quantize import midpoint_table
 from . import scaling
 from .context_decode import context_decode
 
@@ -28,11 +30,7 @@ def quantize(x: Tensor, bits: int, lo: Tensor | None = None, hi: Tensor | None =
     lo, hi: float32 (rows,), or (1,) for all of them; None takes each row's smallest and largest value. Raises
     InputError where a value or a range is not finite.
     """
-    rows, size = x.shape
-    if x.dtype != torch.float32 or not x.is_contiguous() or not x.numel():
-        raise UsageError(f"x is {x.dtype} {tuple(x.shape)}, expected contiguous float32 (rows, size), not empty")
-    if size > shapes.BLOCK * 65535:
-        raise UsageError(f"rows of {size} values, expected at most {shapes.BLOCK * 65535}: a GPU's grid ends there")
+    rows, size = _rows(x)
     if (lo is None) != (hi is None):
         raise UsageError("one end of the range alone, expected lo and hi, or neither")
     if lo is None or hi is None:
@@ -51,8 +49,7 @@ def quantize(x: Tensor, bits: int, lo: Tensor | None = None, hi: Tensor | None =
         x, partial, q, ranges, bad, size, parts, len(partial),
         BITS=bits, BLOCK=shapes.BLOCK, PARTS=triton.next_power_of_2(parts), **shapes.EXACT,
     )  # fmt: skip
-    if bad.any():
-        raise InputError(f"row {int(bad.argmax())} of the latent holds values that are not finite")
+    _check_bad(bad)
     return q, ranges
 
 
@@ -70,6 +67,48 @@ def dequantize(
         q, ranges, out, size, len(ranges), BITS=bits, BLOCK=shapes.BLOCK, **shapes.EXACT
     )
     return out
+
+
+def quantize_codebook(x: Tensor, centres: Sequence[float]) -> Tensor:
+    """float2int of rows by a codebook: x float32 (rows, size) to symbols uint8 (rows, size).
+
+    centres: (L,), as `Scaling` takes them. Raises InputError where a value is not finite.
+    """
+    rows, size = _rows(x)
+    limits = torch.from_numpy(midpoint_table(centres)).to(x.device)
+    q = torch.empty((rows, size), dtype=torch.uint8, device=x.device)
+    bad = torch.zeros(rows, dtype=torch.int32, device=x.device)
+    scaling.quantize[(rows, triton.cdiv(size, shapes.BLOCK))](
+        x, limits, q, limits, bad, size, 0, 0,
+        BITS=codebook_bits(len(centres)), BLOCK=shapes.BLOCK, PARTS=1, CODEBOOK=True, **shapes.EXACT,
+    )  # fmt: skip
+    _check_bad(bad)
+    return q
+
+
+def dequantize_codebook(q: Tensor, centres: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+    """int2float of rows by a codebook: symbols uint8 (rows, size) to float32 or float16."""
+    rows, size = q.shape
+    out = torch.empty((rows, size), dtype=dtype, device=q.device)
+    values = torch.from_numpy(codebook_table(centres)).to(q.device)
+    scaling.dequantize[(rows, triton.cdiv(size, shapes.BLOCK))](
+        q, values, out, size, 0, BITS=codebook_bits(len(centres)), BLOCK=shapes.BLOCK, CODEBOOK=True, **shapes.EXACT
+    )
+    return out
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    rows, size = x.shape
+    if x.dtype != torch.float32 or not x.is_contiguous() or not x.numel():
+        raise UsageError(f"x is {x.dtype} {tuple(x.shape)}, expected contiguous float32 (rows, size), not empty")
+    if size > shapes.BLOCK * 65535:
+        raise UsageError(f"rows of {size} values, expected at most {shapes.BLOCK * 65535}: a GPU's grid ends there")
+    return rows, size
+
+
+def _check_bad(bad: Tensor) -> None:
+    if bad.any():
+        raise InputError(f"row {int(bad.argmax())} of the latent holds values that are not finite")
 
 
 class Decoder:
@@ -119,6 +158,6 @@ class Decoder:
             batch.frames, channels, height, width, batch.ranges_a_frame,
             TILE_ROWS=self.header.tile[0], TILE_COLUMNS=self.header.tile[1], COLUMNS=columns,
             CHUNK=shapes.chunk(columns), BITS=self.header.bits, LANES=self.lanes, FLOATS=out.dtype != torch.uint8,
-            num_warps=self.lanes // 32, **shapes.EXACT,
+            CODEBOOK=self.header.scaling.mode == "codebook", num_warps=self.lanes // 32, **shapes.EXACT,
         )  # fmt: skip
         return damaged

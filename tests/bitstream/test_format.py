@@ -37,6 +37,7 @@ GOLDEN_PAYLOADS = {
     ("context", "channel"): "000080bf0000003f000000400000003f83800a330df25a05",
     ("context", "fixed"): "83800a330df25a05",
 }
+GOLDEN_PAYLOADS |= {(c, "codebook"): data for (c, mode), data in GOLDEN_PAYLOADS.items() if mode == "fixed"}
 GOLDEN_STREAM_HUFFMAN = (
     "894c5345470d0a1a01000101030200000200000002000000030000000d0000001100000030750000e9030000000000c30000"
     "fe42100000000000000000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fc140d4ef"
@@ -59,7 +60,24 @@ GOLDEN_STREAM_CONTEXT = (
     "ab4c534601000000a97dffffffffffff08000000a0688e0353090cac"
     "83800a330df25a05"
 )
-GOLDEN_STREAMS = {"huffman-channel": GOLDEN_STREAM_HUFFMAN, "context": GOLDEN_STREAM_CONTEXT}
+# Under a codebook only the header is another: scaling 3, 8 centres, no range; and the centres and their CRC, twice.
+CENTRES = (-2.5, -1.0, -0.25, 0.0, 0.1, 0.5, 1.0, 3.0)
+GOLDEN_CODEBOOK = "000020c0000080bf000080be00000000cdcccc3d0000003f0000803f000040402233f7bc"
+GOLDEN_HEADERS = {
+    "huffman-channel": (
+        "894c5345470d0a1a01000101030308000200000002000000030000000d0000001100000030750000e9030000000000000000"
+        "0000100000000000000000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f875780b6"
+    ),
+    "context": (
+        "894c5345470d0a1a01000200030308000200000002000000030000000d0000001100000030750000e9030000000000000000"
+        "0000100000000400040000000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f6d659d42"
+    ),
+}
+GOLDEN_STREAMS = {("huffman-channel", "fixed"): GOLDEN_STREAM_HUFFMAN, ("context", "fixed"): GOLDEN_STREAM_CONTEXT}
+GOLDEN_STREAMS |= {
+    (coder, "codebook"): 2 * start + 2 * GOLDEN_CODEBOOK + GOLDEN_STREAMS[coder, "fixed"][400:]
+    for coder, start in GOLDEN_HEADERS.items()
+}
 
 # Three channels of 8 bits in tiles of 4 x 4, 4 x 1, 3 x 4 and 3 x 1: steps with a spike, which are predicted and have
 # escapes; values about 100, which are not; and one value.
@@ -72,6 +90,12 @@ GOLDEN_LARGER = (
 )
 
 
+GOLDEN_SCALINGS = {
+    "tensor": Scaling("tensor"), "channel": Scaling("channel"), "fixed": Scaling("fixed", -128.0, 127.0),
+    "codebook": Scaling("codebook", centres=CENTRES),
+}  # fmt: skip
+
+
 def make_header(
     coder: str, mode: str, shape: tuple[int, int, int] = (2, 2, 3), bits: int = 3, tile: tuple[int, int] = TILE
 ) -> StreamHeader:
@@ -79,7 +103,7 @@ def make_header(
         codec_id=CODEC,
         latent_shape=shape,
         bits=bits,
-        scaling=Scaling("fixed", -128.0, 127.0) if mode == "fixed" else Scaling(mode),  # type: ignore[arg-type]
+        scaling=GOLDEN_SCALINGS[mode],
         source_size=(13, 17),
         frame_rate=(30000, 1001),
         coder=coder,  # type: ignore[arg-type]
@@ -92,8 +116,7 @@ def golden_payload(header: StreamHeader, implementation: str) -> bytes:
     ranges = {
         "tensor": (-1.0, 2.0),
         "channel": (np.array([-1, 0.5], np.float32), np.array([2, 0.5], np.float32)),
-        "fixed": (None, None),
-    }[header.scaling.mode]
+    }.get(header.scaling.mode, (None, None))
     return entropy.encode_symbols(Q, header, *ranges, implementation=implementation)  # type: ignore[arg-type]
 
 
@@ -116,29 +139,32 @@ def test_golden_payload_of_many_tiles(implementation: Any) -> None:
     assert parts.channels.mode.tolist() == [PREDICTED, CENTRED, CONSTANT]
 
 
-def golden_stream(coder: str) -> bytes:
+def golden_stream(coder: str, mode: str) -> bytes:
     file = io.BytesIO()
-    writer = Writer(file, make_header(coder, "fixed"))
+    writer = Writer(file, make_header(coder, mode))
     for time in (0, -33367):
         writer.write(golden_payload(writer.header, "numpy"), time)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("coder", GOLDEN_STREAMS)
-def test_golden_stream(coder: str) -> None:
-    assert golden_stream(coder).hex() == GOLDEN_STREAMS[coder]
+@pytest.mark.parametrize(("coder", "mode"), GOLDEN_STREAMS)
+def test_golden_stream(coder: str, mode: str) -> None:
+    assert golden_stream(coder, mode).hex() == GOLDEN_STREAMS[coder, mode]
 
 
 # --- the stranger -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("coder", GOLDEN_STREAMS)
-def test_stranger_reads_golden_stream(coder: str) -> None:
-    frames = _stranger.decode(bytes.fromhex(GOLDEN_STREAMS[coder]))
-    assert [(index, time) for index, time, _, _ in frames] == [(0, 0), (1, -33367)]
-    for _, _, symbols, ranges in frames:
+@pytest.mark.parametrize(("coder", "mode"), GOLDEN_STREAMS)
+def test_stranger_reads_golden_stream(coder: str, mode: str) -> None:
+    frames = _stranger.decode(bytes.fromhex(GOLDEN_STREAMS[coder, mode]))
+    assert [(index, time) for index, time, *_ in frames] == [(0, 0), (1, -33367)]
+    for _, _, symbols, ranges, values in frames:
         assert symbols == Q.reshape(-1).tolist()
-        assert ranges == [(-128.0, 127.0)]
+        if mode == "fixed":
+            assert (ranges, values) == ([(-128.0, 127.0)], [])
+        else:
+            assert (ranges, values) == ([], np.array(CENTRES, np.float32)[Q].reshape(-1).tolist())
 
 
 def test_stranger_reads_golden_payload_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +184,8 @@ def test_stranger_builds_the_tables_of_the_page() -> None:
 def agree(coder: str, mode: str, shape: tuple[int, int, int], tile: tuple[int, int] = TILE, bits: int = 6) -> None:
     """The stranger and we find the same in a stream of three latents: noise, slopes, and rare spikes."""
     rng = np.random.default_rng(shape)
-    header = dataclasses.replace(make_header(coder, "fixed", shape, bits, tile), scaling=SCALINGS[mode])
+    scaling = Scaling("codebook", centres=codebook(bits)) if mode == "codebook" else SCALINGS[mode]
+    header = dataclasses.replace(make_header(coder, "tensor", shape, bits, tile), scaling=scaling)
     file = io.BytesIO()
     writer = Writer(file, header)
     spread = np.array([1.0, 0.0, 3.0, 0.2, 1.0])[: shape[0], None, None]
@@ -170,11 +197,22 @@ def agree(coder: str, mode: str, shape: tuple[int, int, int], tile: tuple[int, i
     ours = list(Reader(io.BytesIO(stream)))
     theirs = _stranger.decode(stream)
     assert len(ours) == len(theirs) == 3
-    for frame, (index, time, symbols, ranges) in zip(ours, theirs, strict=True):
+    for frame, (index, time, symbols, ranges, values) in zip(ours, theirs, strict=True):
         assert (frame.index, frame.timestamp_us) == (index, time)
         assert entropy.decode_symbols(frame.payload, header).reshape(-1).tolist() == symbols
+        if mode == "codebook":
+            assert ranges == []
+            assert entropy.decode_latent(frame.payload, header).reshape(-1).tolist() == values
+            continue
         lo, hi = entropy.payload_range(frame.payload, header)
         assert list(zip(lo.tolist(), hi.tolist(), strict=True)) == ranges
+        assert values == []
+
+
+def codebook(bits: int) -> tuple[float, ...]:
+    """One that leaves the last symbols of so many bits without centres, where it can."""
+    count = 2 if bits == 1 else 3 * 2**bits // 4
+    return tuple(np.sort(np.random.default_rng(bits).laplace(size=count)).tolist())
 
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (2, 11, 13), (5, 4, 8)]
@@ -182,7 +220,7 @@ SCALINGS = {"tensor": Scaling("tensor"), "channel": Scaling("channel"), "fixed":
 
 
 @pytest.mark.parametrize("coder", get_args(Coder))
-@pytest.mark.parametrize("mode", SCALINGS)
+@pytest.mark.parametrize("mode", [*SCALINGS, "codebook"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_stranger_agrees_on_latents(coder: str, mode: str, shape: tuple[int, int, int]) -> None:
     agree(coder, mode, shape)
@@ -193,3 +231,4 @@ def test_stranger_agrees_on_latents(coder: str, mode: str, shape: tuple[int, int
 @pytest.mark.parametrize("bits", [1, 8])
 def test_stranger_agrees_on_tiles(shape: tuple[int, int, int], tile: tuple[int, int], bits: int) -> None:
     agree("context", "channel", shape, tile, bits)
+    agree("context", "codebook", shape, tile, bits)

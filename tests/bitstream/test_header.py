@@ -129,8 +129,9 @@ LIES = {
     "no coder": (10, b"\x00", ArtifactError),
     "the other coder": (10, b"\x02", ArtifactError),
     "dictionary": (11, b"\x02", ArtifactError),
-    "scaling": (13, b"\x03", ArtifactError),
-    "reserved": (14, b"\x01", ArtifactError),
+    "scaling": (13, b"\x04", ArtifactError),
+    "centres without a codebook": (14, b"\x01", ArtifactError),
+    "a range with a codebook": (13, b"\x03\x80\x00", InputError),
     "coder parameters": (60, b"\x01", ArtifactError),
     "rows of a tile": (56, b"\x01", ArtifactError),
     "columns of a tile": (58, b"\x01", ArtifactError),
@@ -153,9 +154,9 @@ TILE_LIES = {
     "dictionary of tiles": (11, b"\x01", ArtifactError),
     "unknown dictionary of tiles": (11, b"\x02", ArtifactError),
     "runs with a tile": (10, b"\x01", ArtifactError),
-    "reserved with tiles": (14, b"\x01", ArtifactError),
+    "centres without a codebook, in tiles": (14, b"\x01", ArtifactError),
     "next coder": (10, b"\x03", ArtifactError),
-    "scaling of tiles": (13, b"\x03", ArtifactError),
+    "scaling of tiles": (13, b"\x04", ArtifactError),
 }
 CASES = [(name, "huffman-channel", *lie) for name, lie in LIES.items()]
 CASES += [(name, "context", *lie) for name, lie in TILE_LIES.items()]

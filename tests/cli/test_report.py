@@ -130,7 +130,7 @@ def test_stream(stream: tuple[Path, np.ndarray], capsys: pytest.CaptureFixture[s
     assert found["kind"] == "lseg"
     assert found["codec_id"] == "00" * 32
     assert (found["latent_shape"], found["bits"], found["frames"]) == ([4, 6, 9], 5, 3)
-    assert found["scaling"] == {"mode": "fixed", "lo": 0.0, "hi": 31.0}
+    assert found["scaling"] == {"mode": "fixed", "lo": 0.0, "hi": 31.0, "centres": []}
     assert found["bytes"] == path.stat().st_size - 200  # all but the stream header
     payloads = found["bytes"] - 3 * 28
     assert found["frame_bytes"]["mean"] == pytest.approx(payloads / 3)

@@ -25,7 +25,7 @@ from latentseg.bitstream import Scaling, StreamHeader
 from latentseg.errors import InputError, VerificationError
 from latentseg.kernels import entropy
 from latentseg.kernels.dequantize import dequantize
-from latentseg.kernels.quantize import quantize
+from latentseg.kernels.quantize import midpoints, quantize, quantize_codebook
 from latentseg.kernels.triton import context_decode, scaling, torch_ops
 
 ZONE = 64  # bytes of each guard zone: aligned, as the buffer between them has to be
@@ -90,18 +90,26 @@ def symbols(rng: np.random.Generator, shape: tuple[int, int, int], bits: int) ->
     return q
 
 
+def scaling_of(mode: Any, bits: int) -> Scaling:
+    """A codebook leaves the last symbols without centres, where the bits allow it."""
+    if mode != "codebook":
+        return Scaling("fixed", -3.0, 5.5) if mode == "fixed" else Scaling(mode)
+    count = 2 if bits == 1 else 3 * 2**bits // 4
+    centres = np.cumsum(np.random.default_rng(bits).uniform(0.01, 1, count))
+    return Scaling("codebook", centres=tuple((centres - centres.mean()).tolist()))
+
+
 def check_decode(
     shape: tuple[int, int, int], tile: tuple[int, int], bits: int, mode: str, frames: int, lanes: int
 ) -> None:
     rng = np.random.default_rng([*shape, *tile, bits])
-    scaling = Scaling("fixed", -3.0, 5.5) if mode == "fixed" else Scaling(mode)
-    header = StreamHeader(bytes(32), shape, bits, scaling, coder="context", tile=tile)
+    header = StreamHeader(bytes(32), shape, bits, scaling_of(mode, bits), coder="context", tile=tile)
     payloads, wanted = [], []
     for _ in range(frames):
-        count = {"fixed": 0, "tensor": 1, "channel": shape[0]}[mode]
+        count = {"tensor": 1, "channel": shape[0]}.get(mode, 0)
         lo = rng.normal(size=count).astype(np.float32)
-        ranges = [] if mode == "fixed" else [lo, lo + np.float32(2.3)]
-        q = symbols(rng, shape, bits)
+        ranges = [lo, lo + np.float32(2.3)] if count else []
+        q = np.minimum(symbols(rng, shape, bits), np.uint8(header.levels - 1))
         payloads.append(entropy.encode_symbols(q, header, *ranges))
         wanted.append((q, entropy.decode_latent(payloads[-1], header, implementation="numpy")))
     decoder = torch_ops.Decoder(header, "cpu", lanes)
@@ -167,6 +175,30 @@ def check_scaling() -> None:
             assert "row 1 of" in found, (value, found)
 
 
+def check_codebook() -> None:
+    rng = np.random.default_rng(4)
+    for rows, size, bits in ((1, 1, 1), (3, 1025, 3), (2, 77, 4), (2, 2049, 8)):
+        centres = scaling_of("codebook", bits).centres
+        limits = midpoints(centres)
+        x = np.concatenate([rng.normal(scale=2 * centres[-1], size=rows * size).astype(np.float32), limits])
+        x = rng.permutation(x)[: rows * size].reshape(rows, size)
+        q = torch_ops.quantize_codebook(torch.from_numpy(x), centres)
+        truth = quantize_codebook(x, centres, "numpy")
+        np.testing.assert_array_equal(q.numpy(), truth)
+        for dtype in (torch.float32, torch.float16):
+            found = torch_ops.dequantize_codebook(q, centres, dtype).numpy()
+            np.testing.assert_array_equal(found, np.array(centres, np.float32)[truth].astype(found.dtype))
+        # Symbols that no encoder writes.
+        every = torch.arange(256, dtype=torch.uint8)[None]
+        found = torch_ops.dequantize_codebook(every, centres).numpy()[0]
+        np.testing.assert_array_equal(found, np.array([*centres, *[centres[-1]] * (256 - len(centres))], np.float32))
+    for value in (np.nan, np.inf, -np.inf):
+        x = rng.normal(size=(3, 2000)).astype(np.float32)
+        x[1, 1999] = value
+        found = message(lambda x=x: torch_ops.quantize_codebook(torch.from_numpy(x), (-1.0, 0.0, 2.0)))
+        assert "row 1 of" in found, (value, found)
+
+
 def check_benchmark() -> None:
     """The correctness part of the GPU benchmark, from the file on; and that it would find a wrong float."""
     rng = np.random.default_rng(3)
@@ -194,12 +226,16 @@ def main() -> None:
     np.seterr(all="ignore")
     kernels = install()
     check_scaling()
+    check_codebook()
     check_decode((5, 9, 13), (4, 5), 8, "fixed", 2, 64)
     check_decode((3, 7, 7), (9, 2), 5, "tensor", 3, 64)
     check_decode((3, 1, 1), (1, 16), 8, "channel", 3, 32)
     check_decode((2, 3, 65), (2, 33), 8, "channel", 1, 32)
     check_decode((1, 17, 1), (16, 1), 1, "tensor", 2, 128)
     check_decode((7, 16, 40), (7, 11), 8, "channel", 2, 256)
+    check_decode((3, 9, 13), (4, 5), 3, "codebook", 2, 64)
+    check_decode((1, 3, 17), (2, 33), 8, "codebook", 2, 32)
+    check_decode((2, 2, 9), (1, 16), 1, "codebook", 1, 32)
     check_damage()
     check_benchmark()
     assert all(kernel.launches for kernel in kernels)

@@ -33,6 +33,18 @@ namespace {
 constexpr size_t kHead = 8;
 constexpr float kLo = -1, kHi = 2;  // of fixed scaling
 
+// A codebook of so many bits: the last symbols have no centres of their own, where the bits allow it.
+struct Codebook {
+    float values[256];
+    explicit Codebook(int bits) {
+        const int count = bits == 1 ? 2 : 3 << bits >> 2;
+        for (int s = 0; s < 256; ++s) {
+            const auto i = static_cast<float>(std::min(s, count - 1));
+            values[s] = i * i - 3 * kHi;
+        }
+    }
+};
+
 std::atomic<size_t> allocated;  // bytes, since it was last set to 0
 
 void require(bool good, const char *what) {
@@ -66,6 +78,10 @@ template <class G>
 void check_floats(const uint8_t *payload, const G &g, size_t count, const uint8_t *symbols, const float *floats) {
     const size_t ranges = g.scaling == Scaling::channel ? g.channels : 1;
     for (size_t i = 0; i < count; ++i) {
+        if (g.scaling == Scaling::codebook) {
+            require(std::memcmp(g.values + symbols[i], floats + i, 4) == 0, "a float that is not its symbol's centre");
+            continue;
+        }
         float lo = kLo, hi = kHi;
         if (g.scaling != Scaling::fixed) {
             const size_t range = i / (count / ranges);
@@ -106,13 +122,16 @@ bool feed(const uint8_t *payload, size_t size, const G &g, size_t count, What wh
 
 // What the GPU decoder starts from: it must refuse what is refused before the lanes' bits, and point into the payload.
 void check_lanes(const uint8_t *payload, size_t size, const TileGeometry &g, bool decodes) {
+    const bool codebook = g.scaling == Scaling::codebook;
     const size_t ranges = g.scaling == Scaling::channel ? g.channels : 1, lanes = tile_count(g) * g.channels;
-    const std::unique_ptr<float[]> steps(new float[2 * ranges]);
+    const size_t floats = codebook ? size_t{1} << g.bits : 2 * ranges;
+    const std::unique_ptr<float[]> steps(new float[floats]);
     const std::unique_ptr<int32_t[]> channels(new int32_t[g.channels]), where(new int32_t[2 * lanes]);
     const bool ok = accepts(most_memory(g.channels, g.channels * g.height * g.width, size), [&] {
         latentseg::context_lanes(payload, size, g, 0, steps.get(), channels.get(), where.get());
     });
     require(ok || !decodes, "lanes are refused, but decode");
+    require(!ok || !codebook || std::equal(steps.get(), steps.get() + floats, g.values), "not the codebook's values");
     for (size_t i = 0; ok && i < lanes; ++i) {
         const int64_t first = where[2 * i], bytes = where[2 * i + 1];
         require(first >= 0 && bytes >= 0 && first + bytes <= static_cast<int64_t>(size), "a lane outside the payload");
@@ -159,23 +178,27 @@ extern "C" int LLVMFuzzerInitialize(int *, char ***) {
 bool decodes(const uint8_t *data, size_t size) {
     if (size < kHead) return false;
     const int coder = data[0] % 3;  // Huffman with one table, Huffman with a table a channel, context
-    const auto scaling = static_cast<Scaling>(data[1] % 3);
+    auto scaling = static_cast<Scaling>(data[1] % 3);
     const auto what = static_cast<What>(data[1] / 3 % 3);
+    // Payloads of both are alike.
+    if (scaling == Scaling::fixed && data[1] / 9 % 2) scaling = Scaling::codebook;
     const int bits = 1 + data[2] % 8;
+    const Codebook codebook(bits);
     const size_t channels = 1 + data[3] % 8, height = 1 + data[4] % 4, width = 1 + data[5] % 18;
     const size_t count = channels * height * width;
     size -= kHead;
     const std::unique_ptr<uint8_t[]> payload(new uint8_t[size]);
     std::copy_n(data + kHead, size, payload.get());
     if (coder < 2) {
-        const Geometry g{count, channels, bits, scaling, kLo, kHi, coder == 1, size_t{16} + data[6]};
+        const Geometry g{count, channels, bits, scaling, kLo, kHi, coder == 1, size_t{16} + data[6],
+                         codebook.values};
         return feed(payload.get(), size, g, count, what, latentseg::decode_symbols, latentseg::decode_floats);
     }
     // Tiles that a header may have: of 16 to 2^24 symbols.
     const size_t rows = data[6] < 240 ? 1 + data[6] % 12 : 65535;
     const size_t columns = data[7] < 240 ? std::max<size_t>((15 + rows) / rows, 1 + data[7] % 24)
                                          : std::min<size_t>(65535, (size_t{1} << 24) / rows);
-    const TileGeometry g{channels, height, width, bits, scaling, kLo, kHi, rows, columns};
+    const TileGeometry g{channels, height, width, bits, scaling, kLo, kHi, rows, columns, codebook.values};
     const bool ok = feed(payload.get(), size, g, count, what, latentseg::context_decode_symbols,
                          latentseg::context_decode_floats);
     if (what == What::both) check_lanes(payload.get(), size, g, ok);

@@ -41,6 +41,12 @@ size_t below(size_t n) { return static_cast<size_t>(rng() % n); }
     std::exit(1);
 }
 
+const std::vector<float> values = [] {
+    std::vector<float> centres(256, 200);
+    for (size_t i = 0; i < 200; ++i) centres[i] = static_cast<float>(i);
+    return centres;
+}();
+
 struct Tally {
     long decoded = 0, refused = 0;
 };
@@ -56,7 +62,7 @@ Bytes random_symbols(size_t n, int bits) {
 }
 
 size_t scale_floats(Scaling scaling, size_t channels) {
-    return 2 * (scaling == Scaling::fixed ? 0 : scaling == Scaling::channel ? channels : 1);
+    return 2 * (scaling == Scaling::tensor ? 1 : scaling == Scaling::channel ? channels : 0);
 }
 
 // Variant 0 is the payload as it is.
@@ -107,7 +113,8 @@ void huffman_round(Tally &tally) {
     g.channels = 1 + below(6);
     g.symbols = g.channels * (1 + below(below(2) ? 40 : 700));
     g.bits = 1 + static_cast<int>(below(8));
-    g.scaling = static_cast<Scaling>(below(3));
+    g.scaling = static_cast<Scaling>(below(4));
+    g.values = values.data();
     g.lo = -1;
     g.hi = 2;
     g.table_a_channel = below(2);
@@ -129,7 +136,7 @@ void huffman_round(Tally &tally) {
 // lanes' bytes are others.
 Bytes forge(const Bytes &good, size_t scale_bytes, const TileGeometry &g) {
     const size_t tiles = latentseg::tile_count(g);
-    std::vector<float> ranges(2 * g.channels);
+    std::vector<float> ranges(std::max<size_t>(2 * g.channels, 256));
     std::vector<int32_t> what(g.channels), where(2 * tiles * g.channels);
     latentseg::context_lanes(good.data(), good.size(), g, 0, ranges.data(), what.data(), where.data());
     std::vector<latentseg::Channel> channels;
@@ -160,7 +167,8 @@ void context_round(Tally &tally) {
     g.height = 1 + below(small ? 8 : 40);
     g.width = 1 + below(small ? 8 : 40);
     g.bits = 1 + static_cast<int>(below(8));
-    g.scaling = static_cast<Scaling>(below(3));
+    g.scaling = static_cast<Scaling>(below(4));
+    g.values = values.data();
     g.lo = -1;
     g.hi = 2;
     const auto tile = [&] {

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from latentseg.errors import ArtifactError, InputError
 from latentseg.kernels import native_available
-from latentseg.kernels.dequantize import dequantize
-from latentseg.kernels.quantize import quantize
+from latentseg.kernels.dequantize import codebook_table, dequantize, dequantize_codebook
+from latentseg.kernels.quantize import quantize, quantize_codebook
 
 IMPLEMENTATIONS: list[Any] = ["numpy", "native"] if native_available() else ["numpy"]
 F32 = np.float32
@@ -62,6 +62,31 @@ def test_native_equals_numpy(bits: int, rows: int, n: int, lo: float, span: floa
 def test_symbols_survive_a_round_trip(bits: int) -> None:
     q = np.arange(2**bits, dtype=np.uint8)
     assert (quantize(dequantize(q, bits, -0.37, 1.91), bits, -0.37, 1.91) == q).all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 9, 15, 16, 17, 32, 33, 200, 256])
+def test_symbols_stand_for_centres(implementation: Any, count: int) -> None:
+    rng = np.random.default_rng(count)
+    centres = np.sort(rng.normal(size=count)).astype(F32)
+    bits = next(n for n in range(1, 9) if count <= 2**n)
+    for size in (0, 1, 7, 8, 9, 41):
+        q = rng.integers(0, 2**bits, (3, size), np.uint8)
+        # Those without a centre take the last one.
+        expected = [[centres[min(int(s), count - 1)] for s in row] for row in q]
+        assert dequantize_codebook(q, tuple(centres.tolist()), implementation=implementation).tolist() == expected
+    assert codebook_table(centres).tolist() == [*centres.tolist(), *[centres[-1]] * (2**bits - count)]
+    known = np.arange(count, dtype=np.uint8)
+    assert (quantize_codebook(dequantize_codebook(known, centres), centres, implementation) == known).all()
+
+
+def test_symbols_that_no_codebook_of_so_many_centres_has() -> None:
+    with pytest.raises(InputError, match=r"symbol 8 at \(1,\), expected 0 to 7 \(3 bits\)"):
+        dequantize_codebook(np.array([7, 8], np.uint8), (0.0, 1.0, 2.0, 3.0, 4.0))
+    with pytest.raises(InputError, match="codebook of 1 centres"):
+        dequantize_codebook(np.zeros(2, np.uint8), (0.0,))
+    with pytest.raises(ArtifactError, match="expected writable contiguous float32"):
+        dequantize_codebook(np.zeros(2, np.uint8), (0.0, 1.0), out=np.empty(3, F32))
 
 
 def test_out_is_written_into() -> None:

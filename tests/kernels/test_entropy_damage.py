@@ -17,11 +17,17 @@ from latentseg.errors import InputError
 from latentseg.kernels import entropy, native_available
 
 IMPLEMENTATIONS: list[Any] = ["numpy", "native"] if native_available() else ["numpy"]
-CASES = [(c, s) for c in ("huffman-frame", "huffman-channel", "context") for s in ("tensor", "channel", "fixed")]
+CASES = [
+    (c, s)
+    for c in ("huffman-frame", "huffman-channel", "context")
+    for s in ("tensor", "channel", "fixed", "codebook")
+]  # fmt: skip
+CENTRES = tuple(float(i**2) for i in range(11))  # of 4 bits: five symbols have none
 
 
 def header(coder: Any, scaling: Any) -> StreamHeader:
-    kind = Scaling("fixed", -2, 2) if scaling == "fixed" else Scaling(scaling)
+    kinds = {"fixed": Scaling("fixed", -2, 2), "codebook": Scaling("codebook", centres=CENTRES)}
+    kind = kinds[scaling] if scaling in kinds else Scaling(scaling)
     if coder == "context":  # fewer symbols: NumPy steps through a tile one by one
         return StreamHeader(bytes(32), (3, 2, 9), 4, kind, tile=(2, 8))
     return StreamHeader(bytes(32), (3, 4, 9), 4, kind, coder=coder, lane_symbols=16)

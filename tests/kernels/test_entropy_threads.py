@@ -5,6 +5,7 @@ fuzz_native.cpp has several callers at once under sanitizers.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -109,6 +110,24 @@ time.sleep(0.3)
 print(time.process_time() - used)
 """
     assert float(run(body)) < 0.05
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="wants two CPUs")
+@LINUX
+def test_threads_keep_off_the_callers_cpu() -> None:
+    body = """
+before = set(os.listdir('/proc/self/task'))
+everywhere = os.sched_getaffinity(0)
+assert decode(3)
+helpers = [os.sched_getaffinity(int(task)) for task in set(os.listdir('/proc/self/task')) - before]
+assert len(helpers) == 2
+assert all(cpus < everywhere and len(cpus) == len(everywhere) - 1 for cpus in helpers), helpers
+assert os.sched_getaffinity(0) == everywhere
+only = min(everywhere)
+os.sched_setaffinity(0, {only})
+assert decode(3)  # there is no other CPU: they stay where they are
+"""
+    assert run(body) == ""
 
 
 @LINUX

@@ -32,6 +32,8 @@ def corpus() -> dict[str, bytes]:
 def header_of(case: bytes) -> StreamHeader:
     """What fuzz_decoder.cpp makes of a case's first eight bytes."""
     coder, scaling, bits = CODERS[case[0] % 3], SCALINGS[case[1] % 3], 1 + case[2] % 8
+    if scaling.mode == "fixed" and case[1] // 9 % 2:
+        scaling = Scaling("codebook", centres=tuple(range(2 if bits == 1 else 3 * 2**bits // 4)))
     shape = 1 + case[3] % 8, 1 + case[4] % 4, 1 + case[5] % 18
     if coder != "context":
         return StreamHeader(bytes(32), shape, bits, scaling, coder=coder, lane_symbols=16 + case[6])
@@ -83,7 +85,13 @@ def test_no_payload_leads_out_of_bounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("coder", range(3))
 def test_implementations_take_the_corpus_alike(coder: int) -> None:
     cases = [case for case in corpus().values() if case[0] % 3 == coder]
+    assert {header_of(case).scaling.mode for case in cases} == {"tensor", "channel", "fixed", "codebook"}
     found = [symbols_of(case, "native") for case in cases]
     assert found == [symbols_of(case, "numpy") for case in cases]
+    centred = [case for case, symbols in zip(cases, found, strict=True) if header_of(case).scaling.centres and symbols]
+    assert len(centred) >= 5
+    for case in centred:
+        native = entropy.decode_latent(case[8:], header_of(case), implementation="native")
+        assert native.tobytes() == entropy.decode_latent(case[8:], header_of(case), implementation="numpy").tobytes()
     decoded = sum(symbols is not None for symbols in found)
     assert 20 <= decoded <= len(cases) - 20

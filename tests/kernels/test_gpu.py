@@ -7,9 +7,11 @@ The interpreter and the compiler exclude each other in one process, so each has 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,7 @@ from pathlib import Path
 from latentseg.kernels.triton.compile import compile_kernels
 from latentseg.kernels.gpu.images import save_kernels
 save_kernels(compile_kernels(8, (14, 32)), Path(sys.argv[1]))
+save_kernels(compile_kernels(3, (14, 32), [80, 90, 120], ["float16"], codebook=True), Path(sys.argv[1]) / "codebook")
 """
 
 
@@ -71,6 +74,16 @@ def test_every_kernel_compiles_for_every_arch_without_spills(compiled: Path) -> 
         "word_count", "frames", "channel_count", "height", "width", "ranges_a_frame"
     ]  # fmt: skip
     assert decode.warps * 32 == shapes.LANES
+
+
+@needs_triton
+def test_kernels_of_a_codebook_are_a_set_of_their_own(compiled: Path) -> None:
+    found = load_kernels(compiled / "codebook")
+    assert (found.bits, found.codebook, load_kernels(compiled).codebook) == (3, True, False)
+    assert {image.kernel for image in found.images} == {"context_decode", "dequantize", "quantize"}
+    assert all(0 < image.registers <= 168 for image in found.images)
+    arguments = found.find("context_decode", "float16", 90).arguments
+    assert arguments == load_kernels(compiled).find("context_decode", "float16", 90).arguments
 
 
 SPILL = """
@@ -109,17 +122,18 @@ def test_a_kernel_of_many_registers_is_refused(tmp_path: Path) -> None:
 # --- the host's plan --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["fixed", "tensor", "channel"])
+@pytest.mark.parametrize("mode", ["fixed", "tensor", "channel", "codebook"])
 @pytest.mark.parametrize(("shape", "tile"), [((3, 10, 9), (4, 5)), ((1, 1, 1), (4, 5)), ((4, 33, 31), (16, 31))])
 def test_plan_is_the_same_natively_and_says_where_lanes_are(
     mode: str, shape: tuple[int, int, int], tile: tuple[int, int]
 ) -> None:
     rng = np.random.default_rng(3)
-    scaling = Scaling("fixed", -2.0, 3.0) if mode == "fixed" else Scaling(mode)  # type: ignore[arg-type]
+    scalings = {"fixed": Scaling("fixed", -2.0, 3.0), "codebook": Scaling("codebook", centres=tuple(range(-99, 101)))}
+    scaling = scalings[mode] if mode in scalings else Scaling(mode)  # type: ignore[arg-type]
     header = StreamHeader(bytes(32), shape, 8, scaling, coder="context", tile=tile)
     frames = [np.clip(rng.normal(90, 9, shape), 0, 255).astype(np.uint8) for _ in range(3)]
     frames[1][0] = 5
-    ranges = [] if mode == "fixed" else [-1.5, 2.5]
+    ranges = [] if mode in scalings else [-1.5, 2.5]
     payloads = [entropy.encode_symbols(q, header, *ranges) for q in frames]
     batch = plan_batch(payloads, header, "native")
     assert np.array_equal(batch.data, plan_batch(payloads, header, "numpy").data)
@@ -139,6 +153,10 @@ def test_plan_is_the_same_natively_and_says_where_lanes_are(
             assert (lanes[1:, 0] == lanes[:-1].sum(axis=1)).all()
             assert lanes[-1].sum() == end[frame]
     lo = batch.data[: 8 * 3 * batch.ranges_a_frame].view(np.float32).reshape(3, -1, 2)
+    if mode == "codebook":
+        assert batch.ranges_a_frame == 128
+        assert (lo.reshape(3, 256) == np.minimum(np.arange(-99, 157), 100)).all()
+        return
     assert (lo[..., 0] == (-2.0 if mode == "fixed" else -1.5)).all()
     assert (lo[..., 1] == np.float32(5 if mode == "fixed" else 4) / np.float32(255)).all()
 
@@ -226,6 +244,13 @@ def test_a_set_comes_back_from_its_folder_and_is_checked(tmp_path: Path) -> None
     folder = tmp_path / "kernels"
     save_kernels(made, folder)
     assert load_kernels(folder) == made
+    save_kernels(replace(made, codebook=True), folder / "codebook")
+    assert load_kernels(folder / "codebook") == replace(made, codebook=True)
+    # An index from before there were codebooks.
+    raw = json.loads((folder / images.INDEX_NAME).read_text())
+    del raw["codebook"]
+    (folder / images.INDEX_NAME).write_text(json.dumps(raw))
+    assert load_kernels(folder) == made
     with pytest.raises(UsageError, match="already holds compiled kernels"):
         save_kernels(made, folder)
     save_kernels(KernelSet(8, (4, 5), "3.6.0", (stub(80),)), folder, overwrite=True)
@@ -260,3 +285,8 @@ def test_the_image_for_a_device_is_of_its_major_version() -> None:
             made.find("context_decode", "float16", capability)
     with pytest.raises(ArtifactError, match=r"compiled for 8 bits and tiles of 4x5, but the stream has 8 bits"):
         made.check_stream(8, (14, 32))
+    made.check_stream(8, (4, 5))
+    with pytest.raises(ArtifactError, match=r"of 4x5, but the stream has 8 bits and tiles of 4x5, with a codebook"):
+        made.check_stream(8, (4, 5), codebook=True)
+    with pytest.raises(ArtifactError, match=r"of 4x5, with a codebook, but the stream has 8 bits and tiles of 4x5$"):
+        replace(made, codebook=True).check_stream(8, (4, 5))

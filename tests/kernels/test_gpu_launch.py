@@ -6,6 +6,7 @@ import importlib.util
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,25 @@ def test_the_decoder_hands_the_kernel_what_it_wants(make: Maker, cuda: FakeCuda)
     assert not cuda.memory
     assert cuda.retained == 0
     assert cuda.depth <= 1  # PyCUDA's stack is empty, or the process would end with its thread
+
+
+@both
+def test_the_decoder_of_a_codebook(make: Maker, cuda: FakeCuda) -> None:
+    centres = np.sort(np.random.default_rng(0).normal(size=6)).astype(np.float32)
+    header = replace(HEADER, bits=3, scaling=Scaling("codebook", centres=tuple(centres.tolist())))
+    latents = np.random.default_rng(1).normal(size=(3, *header.latent_shape)).astype(np.float32)
+    payloads = [entropy.encode_latent(latent, header) for latent in latents]
+    cuda.bits, cuda.codebook = 3, True
+    with make(cuda) as gpu:
+        with pytest.raises(ArtifactError, match=r"compiled for 3 bits and tiles of 4x5, but .* with a codebook"):
+            GpuDecoder(gpu, kernels(bits=3), header, most=3)
+        images = replace(kernels(bits=3), codebook=True)
+        found = GpuDecoder(gpu, images, header, most=3).decode(payloads)
+        expected = np.stack([entropy.decode_latent(p, header) for p in payloads])
+        assert np.array_equal(found, expected.astype(np.float16))
+        assert set(np.unique(expected)) <= set(centres.tolist())
+        with pytest.raises(ArtifactError, match="of 4x5, with a codebook, but the stream has 3 bits"):
+            GpuDecoder(gpu, images, replace(HEADER, bits=3), most=3)
 
 
 @both

@@ -61,6 +61,13 @@ def test_streams_of_another_engine_are_refused(change: dict[str, Any]) -> None:
         bind_batch(batch, header, spec)
 
 
+def test_a_codebook_is_refused() -> None:
+    header = replace(HEADER, scaling=Scaling("codebook", centres=tuple(range(256))))
+    with pytest.raises(ArtifactError, match="a stream with a codebook, expected one of ranges") as caught:
+        DecodeSpec.of(header, "float32", 90)
+    assert "--one-file" in caught.value.hint
+
+
 def test_a_header_of_another_batch_is_refused() -> None:
     batch = plan_batch(payloads_of(2), HEADER)
     other = replace(HEADER, latent_shape=(3, 17, 9))

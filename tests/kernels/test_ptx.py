@@ -28,7 +28,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import torch
-from _interpreted import Guarded, message, symbols
+from _interpreted import Guarded, message, scaling_of, symbols
 from latentseg.bitstream import Scaling, StreamHeader, context_model
 from latentseg.kernels import entropy
 from latentseg.kernels.gpu import shapes
@@ -55,7 +55,8 @@ def launch(payloads, header, dtype, lanes):
         part(batch.payloads, None), part(batch.lanes, batch.payloads), part(batch.channels, batch.lanes),
         part(batch.ranges, batch.channels).view(torch.float32), tables, numbers,
         batch.word_count, batch.frames, channels, height, width, batch.ranges_a_frame, out, scratch,
-        **decode_constants(header.bits, header.tile) | {"LANES": lanes}, **shapes.EXACT,
+        **decode_constants(header.bits, header.tile, header.scaling.mode == "codebook") | {"LANES": lanes},
+        **shapes.EXACT,
     )
     damaged = scratch[:, history:].min(dim=0).values.numpy()
     assert (damaged[batch.frames :] == shapes.SOUND).all()
@@ -64,14 +65,14 @@ def launch(payloads, header, dtype, lanes):
 
 def check_decode(shape, tile, bits, mode, frames, lanes, dtype):
     rng = np.random.default_rng([*shape, *tile, bits])
-    scaling = Scaling("fixed", -3.0, 5.5) if mode == "fixed" else Scaling(mode)
-    header = StreamHeader(bytes(32), shape, bits, scaling, coder="context", tile=tile)
+    header = StreamHeader(bytes(32), shape, bits, scaling_of(mode, bits), coder="context", tile=tile)
     payloads = []
     for _ in range(frames):
-        count = {"fixed": 0, "tensor": 1, "channel": shape[0]}[mode]
+        count = {"tensor": 1, "channel": shape[0]}.get(mode, 0)
         lo = rng.normal(size=count).astype(np.float32)
-        ranges = [] if mode == "fixed" else [lo, lo + np.float32(2.3)]
-        payloads.append(entropy.encode_symbols(symbols(rng, shape, bits), header, *ranges))
+        ranges = [lo, lo + np.float32(2.3)] if count else []
+        q = np.minimum(symbols(rng, shape, bits), np.uint8(header.levels - 1))
+        payloads.append(entropy.encode_symbols(q, header, *ranges))
     wanted = np.stack([entropy.decode_latent(payload, header, implementation="numpy") for payload in payloads])
     found, damaged = launch(payloads, header, dtype, lanes)
     np.testing.assert_array_equal(found, wanted.astype(found.dtype))
@@ -82,6 +83,7 @@ check_decode((5, 9, 13), (4, 5), 8, "fixed", 2, 64, torch.float32)
 check_decode((3, 7, 7), (9, 2), 5, "tensor", 3, 64, torch.float16)
 check_decode((1, 1, 1), (1, 16), 8, "channel", 37, 32, torch.float32)  # more frames than lanes
 check_decode((2, 3, 17), (2, 9), 8, "channel", 1, 32, torch.float32)
+check_decode((3, 7, 11), (4, 5), 3, "codebook", 2, 32, torch.float32)
 
 header = StreamHeader(bytes(32), (3, 10, 9), 8, Scaling("fixed", 0.0, 255.0), coder="context", tile=(4, 5))
 rng = np.random.default_rng(1)

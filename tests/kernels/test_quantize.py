@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from latentseg.errors import ArtifactError, InputError
 from latentseg.kernels import native_available
-from latentseg.kernels.quantize import quantize
+from latentseg.kernels.quantize import midpoints, quantize, quantize_codebook
 
 IMPLEMENTATIONS: list[Any] = ["numpy", "native"] if native_available() else ["numpy"]
 F32 = np.float32
@@ -88,6 +89,60 @@ def test_native_equals_numpy(values: list[float], lo: float, span: float, bits: 
         assert (quantize(x, bits, lo, hi, implementation) == reference).all()
 
 
+# --- codebooks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_centres_by_hand(implementation: Any) -> None:
+    centres = (-2.0, -1.0, 0.5, 4.0)  # midpoints -1.5, -0.25, 2.25
+    above = np.nextafter(F32(2.25), F32(9))
+    x = np.array([[-99.0, -1.5, -1.4999999, -0.25], [0.0, 2.25, above, 3e38]], F32)
+    q = quantize_codebook(x, centres, implementation)
+    assert (q.dtype, q.tolist()) == (np.uint8, [[0, 0, 1, 1], [2, 2, 3, 3]])
+    assert quantize_codebook(np.array([-0.0, 0.0, 1e-45], F32), (-1.0, 1.0), implementation).tolist() == [0, 0, 1]
+
+
+def test_midpoints_are_rounded_twice() -> None:
+    # The sum 2 + 2^-23 is a tie, and goes to the even 2; half of it is 1, not 1 + 2^-24.
+    low, high = F32(1), np.nextafter(F32(1), F32(2))
+    assert midpoints([float(low), float(high)]).tolist() == [1.0]
+    assert quantize_codebook(np.array([low, high]), [float(low), float(high)]).tolist() == [0, 1]
+
+
+@given(
+    st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=2, max_size=256, unique=True),
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=300),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_codebook(values: list[float], extra: list[float], seed: int) -> None:
+    centres = np.sort(np.array(values, F32))
+    limits = [F32(F32(0.5) * F32(low + high)) for low, high in itertools.pairwise(centres)]
+    # On midpoints, just above them, on centres, and anywhere.
+    chosen = np.random.default_rng(seed).choice(np.array([*limits, *centres], F32), 300)
+    x = np.concatenate([chosen, np.nextafter(chosen, F32(np.inf)), np.array(extra, F32)])
+    x = x[np.isfinite(x)]
+    expected = [sum(bool(limit < value) for limit in limits) for value in x]
+    for implementation in IMPLEMENTATIONS:
+        assert quantize_codebook(x, centres, implementation).tolist() == expected
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("count", [2, 33, 256])
+def test_not_finite_under_a_codebook(implementation: Any, value: float, count: int) -> None:
+    x = np.zeros((2, 3, 137), F32)
+    x[1, 2, 136] = value
+    with pytest.raises(InputError, match=r"1 values that are not finite.*\(1, 2, 136\)"):
+        quantize_codebook(x, tuple(range(count)), implementation)
+
+
+def test_what_is_no_codebook() -> None:
+    for centres in ((1.0,), (1.0, 0.0), (0.0, float("nan")), tuple(range(257))):
+        with pytest.raises(InputError, match=r"^codebook"):
+            quantize_codebook(np.zeros(3, F32), centres)
+
+
 def test_bad_ranges() -> None:
     x = np.zeros((3, 2), F32)
     with pytest.raises(InputError, match="expected finite lo <= hi"):
@@ -103,3 +158,4 @@ def test_bad_ranges() -> None:
 def test_strided_input() -> None:
     x = np.arange(24, dtype=F32).reshape(4, 6)[:, ::2]
     assert (quantize(x, 5, 0, 31) == x).all()
+    assert (quantize_codebook(x, tuple(range(24))) == x).all()
