@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from ..engine.roles import Compressor, RgbSegmenter, Segmenter
 from ..errors import BackendMissingError, VerificationError
 from ..export.verify import synthetic_frames
 from ..kernels import entropy
+from .gpu_checks_sender import quantize, sender
 
 if TYPE_CHECKING:
     from ..kernels.gpu.device import Device
@@ -55,11 +58,24 @@ class Checks:
             latents = segmenter.entropy_decode(self.payloads, self.header)
             return segmenter.labels(latents, SIZE), rgb.labels(self.frames)
 
-    def kernels(self, capability: int) -> KernelSet:
-        """The kernels of the bundle's streams, compiled here for this GPU."""
+    def kernels(self, capability: int, scaling: Scaling | None = None) -> KernelSet:
+        """The kernels of the bundle's streams, compiled here for this GPU; with another scaling where one is given."""
         from ..kernels.triton.compile import compile_kernels
 
-        return compile_kernels(self.bundle.codec.bits, self.bundle.codec.tile, [capability])
+        codec = self.bundle.codec
+        codebook = (scaling or codec.scaling).mode == "codebook"
+        return compile_kernels(codec.bits, codec.tile, [capability], codebook=codebook)
+
+    def copied(self, name: str) -> Bundle:
+        """The bundle in a folder of this name, its kernels compiled for this GPU: no other part's engines are there."""
+        from ..engine.tensorrt.gpus import this_gpu
+        from ..kernels.gpu.images import save_kernels
+
+        folder = self.folder / name
+        kernels = self.kernels(this_gpu().capability)
+        shutil.copytree(self.bundle.path, folder, ignore=shutil.ignore_patterns("engines", "kernels"))
+        save_kernels(kernels, folder / "kernels")
+        return load_bundle(folder)
 
     def agreement(self, what: str, found: NDArray[np.uint8], expected: NDArray[np.uint8], precision: str) -> float:
         """Share of equal labels. Raises VerificationError below the limit."""
@@ -89,11 +105,14 @@ def _decode(checks: Checks, device: Device) -> dict[str, Any]:
     from ..errors import InputError
     from ..kernels.gpu.launch import GpuDecoder
 
-    kernels = checks.kernels(device.capability)
     rng = np.random.default_rng(0)
+    levels = 1 << checks.header.bits
+    codebook = Scaling("codebook", centres=tuple(np.linspace(-4.0, 5.0, levels - levels // 4).tolist()))
+    ranges = (Scaling("fixed", -3.0, 5.5), Scaling("channel"), Scaling("tensor"))
+    sets = [(checks.kernels(device.capability, some[0]), some) for some in (ranges, (codebook,))]
     batches = 0
-    for shape in AWKWARD:
-        for scaling in (Scaling("fixed", -3.0, 5.5), Scaling("channel"), Scaling("tensor")):
+    for shape, (kernels, scalings) in product(AWKWARD, sets):
+        for scaling in scalings:
             header = replace(checks.header, latent_shape=shape, source_size=(0, 0), scaling=scaling)
             latents = rng.laplace(0, 1.5, (FRAMES, *shape)).astype(np.float32)
             payloads = [entropy.encode_latent(latent, header) for latent in latents]
@@ -105,6 +124,7 @@ def _decode(checks: Checks, device: Device) -> dict[str, Any]:
                     if not np.array_equal(found, expected[:count].astype(floats)):
                         raise VerificationError(f"{shape}, {scaling.mode}, {floats}, batch {count}: other floats")
                     batches += 1
+    kernels = checks.kernels(device.capability)
     bad = bytearray(checks.payloads[-1])
     bad[-1] ^= 0x80  # the last lane's last bit: filling, or a bit of its last state, which has to be 0
     decoder = GpuDecoder(device, kernels, checks.header, FRAMES, FLOATS[0])
@@ -181,20 +201,6 @@ def graph(checks: Checks) -> dict[str, Any]:
     return {"nodes": captured.nodes, "floats": "equal"}
 
 
-def _copied(checks: Checks, flavour: str) -> Bundle:
-    """The bundle in a folder of the flavour's own, its kernels compiled for this GPU: no other's engines are there."""
-    import shutil
-
-    from ..engine.tensorrt.gpus import this_gpu
-    from ..kernels.gpu.images import save_kernels
-
-    folder = checks.folder / flavour
-    kernels = checks.kernels(this_gpu().capability)
-    shutil.copytree(checks.bundle.path, folder, ignore=shutil.ignore_patterns("engines", "kernels"))
-    save_kernels(kernels, folder / "kernels")
-    return load_bundle(folder)
-
-
 def _engines(checks: Checks, flavour: str) -> dict[str, Any]:
     """Engines built for this GPU: each segmenter as it is, then bytes to labels fused, in graphs and without.
 
@@ -206,7 +212,7 @@ def _engines(checks: Checks, flavour: str) -> dict[str, Any]:
     from ..export.tensorrt import build_role
 
     found: dict[str, Any] = {"version": open_flavour(flavour).version}
-    bundle = _copied(checks, flavour)
+    bundle = checks.copied(flavour)
     frames = Profile((1, *SIZE), (2, *SIZE), (FRAMES, *SIZE))
     for precision in ("fp32", "fp16", "int8"):
         if precision == "int8" and "int8" not in bundle.variants("segmenter"):
@@ -312,6 +318,8 @@ PARTS: dict[str, Callable[[Checks], dict[str, Any]]] = {
     "graph": graph,
     "tensorrt": tensorrt,
     "tensorrt-rtx": tensorrt_rtx,
+    "quantize": quantize,
+    "sender": sender,
     "torch": torch_backend,
     "onnxruntime-cuda": onnxruntime_cuda,
 }

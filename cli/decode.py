@@ -15,7 +15,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ from ..errors import UsageError
 from . import _common
 
 if TYPE_CHECKING:
-    from ..engine.bundle import ClassInfo
+    from ..engine.result import Result
     from ..engine.sinks import Sink
 
 HELP = "turn a .lseg stream back into a video or a folder of PNGs"
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with (
         Engine(args.bundle, args.backend, args.threads, provider=args.provider) as engine,
         engine.decode(args.input, limit=args.limit) as frames,
-        _open_sink(args, frames.frame_rate, engine.bundle.classes) as sink,
+        _open_sink(args, frames.frame_rate) as sink,
         _common.progress(args) as update,
     ):
         nothing = np.zeros(frames.size, np.uint8)
@@ -74,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_sink(args: argparse.Namespace, frame_rate: tuple[int, int], classes: Sequence[ClassInfo]) -> Sink:
+def _open_sink(args: argparse.Namespace, frame_rate: tuple[int, int]) -> Sink[Result]:
     from ..engine.sinks import FramePngSink, OverlaySink
     from ..engine.sinks.overlay import SUFFIXES
 
     suffix = Path(args.output).suffix.lower()
     if suffix in SUFFIXES:
-        # An overlay of weight 0 is the frame itself.
-        return OverlaySink(args.output, classes, frame_rate, alpha=0.0, overwrite=args.overwrite)
+        # An overlay of weight 0 is the frame itself, whatever the classes are.
+        return OverlaySink(args.output, (), frame_rate, alpha=0.0, overwrite=args.overwrite)
     if suffix and not Path(args.output).is_dir():
         raise UsageError(
             f"cannot write {suffix} files: {args.output}",

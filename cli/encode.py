@@ -3,7 +3,7 @@
 SOURCE is a video file, an image, a folder of images, a URL that FFmpeg reads, 'camera:0', or '-'
 for a video on stdin. Frames that cannot be read are reported and passed over, and the exit code is
 then 7. However it ends (Ctrl-C, full disk), what was written is readable up to its last whole
-frame.
+frame. With --backend tensorrt --threads are the coder's.
 
 JSON keys: schema type bundle frames lost dropped bytes payload_bytes size seconds bpp
            compression_factor (against 24-bit RGB) frames_per_s
@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _common.add_limit(parser)
     _common.add_kind(parser, ("video", "images", "dali", "dali-gpu"))
     _common.add_backend(parser, precision=False)
+    parser.add_argument(
+        "--batch", type=_common.positive, metavar="N",
+        help="frames that --backend tensorrt compresses at once (default: 8; 1 of a live source)",
+    )  # fmt: skip
     _common.add_overwrite(parser)
     _common.add_json(parser)
 
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         _common.binary_stdout()  # refuses a terminal before any work is done
     _common.check_output(args.output, args.overwrite)
     with (
-        Engine(args.bundle, args.backend, args.threads, provider=args.provider) as engine,
+        Engine(args.bundle, args.backend, args.threads, provider=args.provider, batch=args.batch) as engine,
         _common.progress(args) as update,
     ):
         summary = engine.encode(

@@ -2,9 +2,11 @@
 
     latentseg export --codec runs/codec --segmenter runs/latent --rgb-segmenter runs/rgb --layout camvid \\
         --frames CAMVID/val --name my-bundle -o my-bundle
+    latentseg export --codec runs/codec --classifier runs/latent --rgb-classifier runs/rgb -o my-classifier
 
-Every model is compared with torch on ONNX Runtime at the smallest, the usual and a large shape before anything is
-written: symbols, labels, NaN. A bundle of a codec alone (no segmenter) can encode and decode.
+A bundle has segmenters or classifiers; of a codec alone, it can encode and decode. Every model is compared with torch
+on ONNX Runtime at the smallest, the usual and a large shape before anything is written: symbols, labels,
+probabilities, NaN.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..errors import InputError, missing_extra
+from ..errors import InputError, UsageError, missing_extra
 from . import _common
 
 HELP = "turn checkpoints into ONNX files and a bundle"
@@ -25,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--segmenter", type=Path, metavar="RUN", help="the latent segmenter trained on this codec")
     parser.add_argument("--rgb-segmenter", type=Path, metavar="RUN", help="the RGB segmenter to compare with")
-    parser.add_argument("--layout", default="camvid", help="whose classes: camvid or cityscapes (default: %(default)s)")
+    parser.add_argument("--classifier", type=Path, metavar="RUN", help="the latent classifier trained on this codec")
+    parser.add_argument("--rgb-classifier", type=Path, metavar="RUN", help="the RGB classifier to compare with")
+    parser.add_argument(
+        "--layout", help="whose classes the segmenters have: camvid, cityscapes or voc (default: camvid)"
+    )
     parser.add_argument("--frames", metavar="PATH", help="real frames to verify on (default: noise)")
     parser.add_argument(
         "--size", type=_common.positive, nargs=2, default=(360, 480), metavar=("H", "W"),
@@ -47,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--half-weights",
         action="store_true",
-        help="store the segmenters' weights as float16: half the size, computed in float32 all the same",
+        help="store the weights as float16, but for the codec's: half the size, computed in float32 all the same",
     )
     parser.add_argument(
         "--programs",
@@ -68,14 +74,17 @@ def run(args: argparse.Namespace) -> int:
         raise missing_extra("torch", "export") from None
     import numpy as np
 
-    from ..export.assemble import export_bundle
+    from ..export.assemble import KINDS, export_bundle
     from ..training.checkpoint import load_weights
     from ..training.data import class_set, read_frames
 
+    classifying, labelling = (args.classifier, args.rgb_classifier), (args.segmenter, args.rgb_segmenter)
+    if args.layout is not None and any(classifying) and not any(labelling):
+        raise UsageError(f"--layout {args.layout} with classifiers: these name their own classes", hint="drop --layout")
     _common.check_output(str(args.out), args.overwrite, folder=True)
     codec = load_weights(args.codec, kinds=("codec",))
-    segmenter = load_weights(args.segmenter, kinds=("latent_segmenter",)) if args.segmenter else None
-    rgb = load_weights(args.rgb_segmenter, kinds=("rgb_segmenter",)) if args.rgb_segmenter else None
+    runs = {role: getattr(args, role) for role in KINDS}
+    parts = {role: load_weights(run, kinds=(KINDS[role],)) for role, run in runs.items() if run is not None}
     scores = {}
     if args.scores:
         try:
@@ -87,13 +96,12 @@ def run(args: argparse.Namespace) -> int:
     frames = read_frames(Path(args.frames), limit=4) if args.frames else []
     if len({frame.shape for frame in frames}) > 1:
         raise InputError(f"the first images under {args.frames} differ in size", hint="give frames of one size")
-    classes = class_set(args.layout) if segmenter or rgb else None
+    classes = class_set(args.layout or "camvid") if any(labelling) else None
     bundle = export_bundle(
         args.out,
         args.name or args.out.resolve().name,
         codec,
-        segmenter=segmenter,
-        rgb_segmenter=rgb,
+        **parts,
         classes=classes,
         frames=np.stack(frames) if frames else None,
         size=tuple(args.size),

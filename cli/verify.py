@@ -1,7 +1,8 @@
 """Check that a bundle computes on this machine what it computed where it was exported.
 
 Hashes, shapes and types at the smallest, a usual and a large frame, NaN, a batch against its frames one by one, symbols
-exact through the coder (native against NumPy), and the outputs that torch recorded at export. Needs no torch.
+exact through the coder (native against NumPy), and the outputs that torch recorded at export: labels, and of
+classifiers the probabilities, as shares of the likeliest class's. Needs no torch.
 Exit code 5 when a check fails, 4 when a file was changed.
 """
 

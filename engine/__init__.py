@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from .bundle import Bundle, ClassInfo, CodecSpec, load_bundle, shipped_bundles, write_bundle
 from .engine import Engine
-from .result import EncodeSummary, Result
+from .result import ClassifiedResult, EncodeSummary, Result
 from .run import Run
 
 __all__ = [
     "Bundle",
     "ClassInfo",
+    "ClassifiedResult",
     "CodecSpec",
     "EncodeSummary",
     "Engine",

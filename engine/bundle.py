@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..bitstream import StreamHeader
+from ..bitstream import Scaling, StreamHeader
 from ..errors import ArtifactError, InputError, OutputError, UsageError
 from .manifest import (
+    CLASSIFYING_ROLES,
     MANIFEST_NAME,
     ROLES,
     SCHEMA,
@@ -35,9 +36,10 @@ __all__ = ["Bundle", "ClassInfo", "CodecSpec", "add_variant", "load_bundle", "sh
 
 UNNAMED_CODEC = bytes(32)
 FP32 = "fp32"  # the variant that every role has: its ONNX file as it was exported
+WHY_FP32 = "only segmenters have other precisions; a codec's symbols must be the ones it was trained with"
 _HOW_TO_BUILD = {
     "int8": "latentseg build {bundle} --target onnxruntime --precision int8 --frames FOLDER",
-    "torch": "export it again with its programs: latentseg export --codec RUN --segmenter RUN --programs -o {bundle}",
+    "torch": "export it again with its programs: latentseg export --codec RUN --{role} RUN --programs -o {bundle}",
 }
 
 
@@ -49,6 +51,7 @@ class Bundle:
     path: the bundle's folder. name: its name.
     manifest: the whole manifest as a dict (free-form parts included).
     codec: CodecSpec. classes: list[ClassInfo], in label order. roles: the roles it has a model for.
+    classifies: whether it has classifiers, and so no segmenters.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -58,6 +61,7 @@ class Bundle:
         self.codec = manifest.codec
         self.classes = list(manifest.classes)
         self.roles = tuple(role for role in ROLES if role in manifest.files)
+        self.classifies = not CLASSIFYING_ROLES.isdisjoint(self.roles)
         self._files = manifest.files
         self._variants = manifest.variants
         self._hashed: set[tuple[str, str]] = set()
@@ -123,8 +127,10 @@ class Bundle:
     def _lacks(self, role: str, variant: str) -> ArtifactError:
         found = f"bundle '{self.name}' has no {variant} {role}, only {', '.join(self.variants(role))}"
         if variant not in variants_of(role):
-            return ArtifactError(found, hint="a codec runs in fp32: its symbols must be the ones it was trained with")
-        return ArtifactError(found, hint=_HOW_TO_BUILD[variant].format(bundle=shlex.quote(str(self.path))))
+            return ArtifactError(found, hint=f"--precision fp32: {WHY_FP32}")
+        asked = "classifier" if self.classifies else "segmenter"
+        how = _HOW_TO_BUILD[variant].format(bundle=shlex.quote(str(self.path)), role=asked)
+        return ArtifactError(found, hint=how)
 
     def macs(self, role: str, height: int, width: int) -> float:
         """Convolution multiply-accumulates of `role`'s model on one frame of height x width source pixels."""
@@ -178,6 +184,19 @@ class Bundle:
                     f"the stream's latent is {channels}x{h}x{w}, expected {expected[0]}x{expected[1]}x{expected[2]} "
                     f"for frames of {height}x{width} at stride {codec.stride}"
                 )
+        scaling = header.scaling
+        if "codebook" in (scaling.mode, codec.scaling.mode) and scaling != codec.scaling:
+            raise ArtifactError(
+                f"the stream's scaling is {_scaling_text(scaling)}, expected {_scaling_text(codec.scaling)} "
+                f"('{codec.name}')",
+                hint="use the bundle that encoded the stream, or encode the source again with this one",
+            )
+
+
+def _scaling_text(scaling: Scaling) -> str:
+    if scaling.mode != "codebook":
+        return scaling.mode
+    return f"a codebook of {len(scaling.centres)} centres, " + ", ".join(f"{c:.6g}" for c in scaling.centres[:8])
 
 
 def frame_size(header: StreamHeader, stride: int) -> tuple[int, int]:
@@ -253,6 +272,8 @@ def write_bundle(
     scaling: dict[str, Any] = {"mode": codec.scaling.mode}
     if codec.scaling.mode == "fixed":
         scaling |= {"lo": codec.scaling.lo, "hi": codec.scaling.hi}
+    if codec.scaling.mode == "codebook":
+        scaling |= {"centres": list(codec.scaling.centres)}
     raw: dict[str, Any] = {
         "schema": SCHEMA,
         "name": name,
@@ -278,7 +299,7 @@ def write_bundle(
             }
             for role, (file, macs, parameters) in models.items()
         },
-        "classes": [{"name": c.name, "color": list(c.color)} for c in classes],
+        "classes": [{"name": c.name} | ({} if c.color is None else {"color": list(c.color)}) for c in classes],
         "verification": dict(verification or {}),
         "scores": dict(scores or {}),
         "training": dict(training or {}),

@@ -1,23 +1,25 @@
-"""The facade: a bundle, and what can be done with it. Bytes in, masks out."""
+"""The facade: a bundle, and what can be done with it. Bytes in, masks or classes out."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ..bitstream import Damage, StreamHeader
 from ..errors import InputError, UsageError
+from .backends.base import usable_cores
 from .bundle import Bundle, frame_size, load_bundle
 from .pipeline import Stage, Streaming
 from .placement import Placement
-from .result import EncodeSummary, Result
-from .roles import Compressor, Decompressor, Segmenter
-from .run import FrameStage, Run, Work, timed
+from .result import ClassifiedResult, EncodeSummary, Result
+from .roles import Classifier, Compressor, Decompressor, Segmenter
+from .run import FrameStage, Run, Work, no_symbols, timed, to_classified, to_frame, to_result
 from .sinks.base import refuse_source
 from .sinks.lseg import StreamSink
 from .sources import FrameSource, Source, SourceFrame, StreamSource, open_frames, open_source
@@ -26,19 +28,21 @@ from .sources import FrameSource, Source, SourceFrame, StreamSource, open_frames
 GPU_BATCH, GPU_SLOTS = 8, 3
 
 T = TypeVar("T")
-R = TypeVar("R", Compressor, Decompressor, Segmenter)
+R = TypeVar("R", Classifier, Compressor, Decompressor, Segmenter)
 
 
 class Engine:
-    """A bundle on a backend: segments, encodes and decodes streams.
+    """A bundle on a backend: segments or classifies, encodes and decodes streams.
 
     Models are loaded when first needed, and kept until `close`. One run at a time: another one stops it.
 
     Parameters
     ----------
-    bundle: a Bundle, a shipped name, or a folder. backend, threads, provider, precision: see `Placement`.
+    bundle: a Bundle, a shipped name, or a folder. backend, threads, provider, precision: see `Placement`; on "tensorrt"
+    `threads` entropy-encode.
     queue_depth: frames that wait between two stages; memory grows with it.
-    batch: frames that the backend "tensorrt" segments at once; None: 8, and 1 of a live source. The others take one.
+    batch: frames that the backend "tensorrt" segments or compresses at once; None: 8, and 1 of a live source. The
+    others take one.
     """
 
     def __init__(
@@ -103,32 +107,47 @@ class Engine:
         UsageError, BackendMissingError: see `open_source` and `open_backend`.
         """
         opened = open_source(source, kind) if isinstance(source, str | os.PathLike) else source
-        with _closed_on_error(opened):
-            _check_limit(limit)
-            stages: list[Stage] = []
+        with _closed_on_error(opened) as held:
+            header, size, stages = self._to_bytes(opened, held, with_frames, limit)
             damages: list[Damage] = []
-            if isinstance(opened, StreamSource):
-                header = opened.header
-            else:
-                header = self._header(opened)
-                stages.append(timed("compress", self._compress_stage(header, keep_rgb=with_frames)))
-            size = frame_size(header, self.bundle.codec.stride)
-            self.bundle.check_stream(header)
-            decompress = with_frames and isinstance(opened, StreamSource)
             fused = self.placement.backend == "tensorrt"
+            decompress = with_frames and isinstance(opened, StreamSource)
             if decompress or not fused:
                 role = self._role(Decompressor) if fused else self._role(Segmenter)
                 stages.append(timed("entropy_decode", self._decode_stage(role, header, damages)))
             if decompress:
                 stages.append(timed("decompress", self._frames_stage(size)))
-            if fused and self._last is not None:
-                self._last.stop()  # before the device's memory is asked for: one run at a time
             stages.append(
-                self._fused_stage(header, size, opened.live, damages)
+                self._fused_stage(header, size, opened.live, damages, held)
                 if fused
                 else timed("segment", self._label_stage(size))
             )
-            return self._start(opened, size, stages, damages, _to_result, drop_late, limit)
+            return self._start(opened, size, stages, damages, to_result, drop_late, limit)
+
+    def classify(
+        self,
+        source: str | os.PathLike[str] | Source[Any],
+        *,
+        kind: str | None = None,
+        with_frames: bool = False,
+        drop_late: bool | None = None,
+        limit: int | None = None,
+    ) -> Run[ClassifiedResult]:
+        """Classify every frame of a source from its compressed bytes; parameters and damage as of `segment`.
+
+        Raises as `segment`; UsageError on the backend "tensorrt", ArtifactError where the bundle has no classifier.
+        """
+        self.placement.model_file(self.bundle, Classifier.role)  # refused before a pipe is waited for
+        opened = open_source(source, kind) if isinstance(source, str | os.PathLike) else source
+        with _closed_on_error(opened) as held:
+            header, size, stages = self._to_bytes(opened, held, with_frames, limit)
+            damages: list[Damage] = []
+            classifier = self._role(Classifier)
+            stages.append(timed("entropy_decode", self._decode_stage(classifier, header, damages)))
+            if with_frames and isinstance(opened, StreamSource):
+                stages.append(timed("decompress", self._frames_stage(size)))
+            stages.append(timed("classify", self._class_stage(size)))
+            return self._start(opened, size, stages, damages, partial(to_classified, size), drop_late, limit)
 
     def decode(self, source: str | os.PathLike[str] | StreamSource, *, limit: int | None = None) -> Run[SourceFrame]:
         """Decode an .lseg stream to RGB frames with the bundle's decompressor; `limit` as in `segment`.
@@ -149,7 +168,7 @@ class Engine:
                 timed("entropy_decode", self._decode_stage(decompressor, opened.header, damages)),
                 timed("decompress", self._frames_stage(size)),
             ]
-            return self._start(opened, size, stages, damages, _to_frame, None, limit)
+            return self._start(opened, size, stages, damages, to_frame, None, limit)
 
     def encode(
         self,
@@ -179,10 +198,10 @@ class Engine:
         payload_bytes = 0
         with StreamSink(dest, overwrite) as sink:
             opened = open_frames(source, kind) if isinstance(source, str | os.PathLike) else source
-            with _closed_on_error(opened):
+            with _closed_on_error(opened) as held:
                 _check_limit(limit)
                 header = self._header(opened)
-                stages = [timed("compress", self._compress_stage(header, keep_rgb=False))]
+                stages = [self._compress_stage(opened, header, held, keep_rgb=False)]
                 run = self._start(opened, opened.size, stages, [], lambda work: work, drop_late, limit)
             with run:
                 for work in run:
@@ -222,20 +241,59 @@ class Engine:
         role: R = self._roles[kind.role]
         return role
 
+    def _to_bytes(
+        self, source: Source[Any], held: ExitStack, with_frames: bool, limit: int | None
+    ) -> tuple[StreamHeader, tuple[int, int], list[Stage]]:
+        """How a source comes as bytes: the header, the frames' (H, W), and the stage that compresses, where it must."""
+        _check_limit(limit)
+        stages: list[Stage] = []
+        if isinstance(source, StreamSource):
+            header = source.header
+        else:
+            header = self._header(source)
+            stages.append(self._compress_stage(source, header, held, keep_rgb=with_frames))
+        self.bundle.check_stream(header)
+        return header, frame_size(header, self.bundle.codec.stride), stages
+
     def _header(self, source: Source[Any]) -> StreamHeader:
         return self.bundle.header(*source.size, source.frame_rate)
 
-    def _compress_stage(self, header: StreamHeader, keep_rgb: bool) -> FrameStage:
+    def _compress_stage(self, source: Source[Any], header: StreamHeader, held: ExitStack, *, keep_rgb: bool) -> Stage:
+        if self.placement.backend == "tensorrt":
+            return self._fused_compress_stage(source, header, held, keep_rgb)
         compressor = self._role(Compressor)
 
         def stage(work: Work) -> Work:
             assert work.rgb is not None
-            (payload,) = compressor.encode(work.rgb[None], header)
+            try:
+                (payload,) = compressor.encode(work.rgb[None], header)
+            except InputError as error:
+                raise no_symbols(work, error) from None
             return replace(work, payload=payload, rgb=work.rgb if keep_rgb else None)
 
-        return stage
+        return timed("compress", stage)
 
-    def _decode_stage(self, role: Segmenter | Decompressor, header: StreamHeader, damages: list[Damage]) -> FrameStage:
+    def _fused_compress_stage(
+        self, source: Source[Any], header: StreamHeader, held: ExitStack, keep_rgb: bool
+    ) -> Streaming:
+        """From frames to payloads, network and float2int on the GPU. What it takes is freed at the end of the run."""
+        from .tensorrt.sender import FusedCompressor
+
+        batch, slots = (1, 1) if source.live else (GPU_BATCH, GPU_SLOTS)
+        threads = self.placement.threads or usable_cores()
+        self._stop_last()
+        fused = FusedCompressor(self.bundle, header, source.size, self.batch or batch, slots, threads)
+        held.callback(fused.close)
+
+        def transform(works: Iterator[Work]) -> Iterator[Work]:
+            with fused:
+                yield from fused.run(works, keep_rgb=keep_rgb)
+
+        return Streaming(transform)
+
+    def _decode_stage(
+        self, role: Segmenter | Classifier | Decompressor, header: StreamHeader, damages: list[Damage]
+    ) -> FrameStage:
         def stage(work: Work) -> Work | None:
             try:
                 return replace(work, latents=role.entropy_decode([work.payload], header))
@@ -263,12 +321,25 @@ class Engine:
 
         return stage
 
-    def _fused_stage(self, header: StreamHeader, size: tuple[int, int], live: bool, damages: list[Damage]) -> Streaming:
+    def _class_stage(self, size: tuple[int, int]) -> FrameStage:
+        classifier = self._role(Classifier)
+
+        def stage(work: Work) -> Work:
+            assert work.latents is not None
+            return replace(work, probabilities=classifier.probabilities(work.latents, size)[0], latents=None)
+
+        return stage
+
+    def _fused_stage(
+        self, header: StreamHeader, size: tuple[int, int], live: bool, damages: list[Damage], held: ExitStack
+    ) -> Streaming:
         """From payloads to labels without a stop at the host. What it takes is freed at the end of the run."""
         from .tensorrt.runner import FusedSegmenter
 
         batch, slots = (1, 1) if live else (GPU_BATCH, GPU_SLOTS)
+        self._stop_last()
         fused = FusedSegmenter(self.bundle, header, size, self.placement.precision, self.batch or batch, slots)
+        held.callback(fused.close)
 
         def damaged(work: Work, error: InputError) -> None:
             damages.append(_undecodable(work, error))
@@ -280,6 +351,11 @@ class Engine:
 
         return Streaming(transform)
 
+    def _stop_last(self) -> None:
+        """One run at a time, and before a device's memory is asked for."""
+        if self._last is not None:
+            self._last.stop()
+
     def _start(
         self,
         source: Source[Any],
@@ -290,8 +366,7 @@ class Engine:
         drop_late: bool | None,
         limit: int | None,
     ) -> Run[T]:
-        if self._last is not None:
-            self._last.stop()
+        self._stop_last()
         run = Run(source, size, stages, damages, finish, self.queue_depth, drop_late, limit)
         self._last = run
         return run
@@ -302,25 +377,15 @@ def _undecodable(work: Work, error: InputError) -> Damage:
     return Damage(-1, f"frame {work.index} does not decode: {error}", work.index, lost=1)
 
 
-def _to_result(work: Work) -> Result:
-    assert work.labels is not None
-    return Result(work.index, work.timestamp_us, work.labels, len(work.payload), work.timings_ms, work.rgb)
-
-
-def _to_frame(work: Work) -> SourceFrame:
-    assert work.rgb is not None
-    return SourceFrame(work.index, work.timestamp_us, work.rgb)
-
-
 def _check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}, expected at least 1")
 
 
 @contextmanager
-def _closed_on_error(source: Source[Any]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        source.close()
-        raise
+def _closed_on_error(source: Source[Any]) -> Iterator[ExitStack]:
+    """Closes the source, and what is put on the stack, where no run comes of them."""
+    with ExitStack() as held:
+        held.callback(source.close)
+        yield held
+        held.pop_all()

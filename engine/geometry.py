@@ -18,10 +18,17 @@ def pad_to_stride(frames: npt.NDArray[np.uint8], stride: int) -> npt.NDArray[np.
     if (padded_h, padded_w) == (height, width):
         return frames
     out = np.empty((n, padded_h, padded_w, channels), frames.dtype)
-    out[:, :height, :width] = frames
-    out[:, :height, width:] = frames[:, :, -1:]
-    out[:, height:] = out[:, height - 1 : height]
+    for frame, target in zip(frames, out, strict=True):
+        pad_into(frame, target)
     return out
+
+
+def pad_into(frame: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
+    """Copy (H, W, 3) to the top left of `out`, which is as large or larger; its last row and column fill the rest."""
+    height, width, _ = frame.shape
+    out[:height, :width] = frame
+    out[:height, width:] = frame[:, -1:]
+    out[height:] = out[height - 1]
 
 
 def crop(batch: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:

@@ -15,7 +15,16 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, get_args
 
 from ..bitstream import Scaling
-from ..bitstream.header import DEFAULT_CODER, DEFAULT_TILE, MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS, Coder, is_tile
+from ..bitstream.header import (
+    DEFAULT_CODER,
+    DEFAULT_TILE,
+    MAX_LANE_SYMBOLS,
+    MIN_LANE_SYMBOLS,
+    SCALING_MODES,
+    Coder,
+    codebook_bits,
+    is_tile,
+)
 from ..errors import ArtifactError, InputError
 
 SCHEMA = 1
@@ -27,17 +36,22 @@ ROLES: dict[str, str] = {
     "decompressor": "latent -> frames",
     "segmenter": "latent -> labels",
     "rgb_segmenter": "frames -> labels",
+    "classifier": "latent -> class probabilities",
+    "rgb_classifier": "frames -> class probabilities",
 }
 REQUIRED_ROLES = ("compressor",)  # a codec alone can encode; what needs another role says so
-LABELLING_ROLES = {"segmenter", "rgb_segmenter"}  # with neither, a bundle has no labels and needs no classes
+# A bundle has roles of one of these sets, since one list of classes serves them; with none, it needs no classes.
+LABELLING_ROLES = {"segmenter", "rgb_segmenter"}
+CLASSIFYING_ROLES = {"classifier", "rgb_classifier"}
 # Forms of a model beside its fp32 ONNX file. A codec's is fp32, too: its symbols must be the ones it was trained with.
 VARIANTS = ("int8", "torch")
-CODEC_VARIANTS = ("torch",)
+FP32_VARIANTS = ("torch",)
 
-_MAX_MANIFEST_BYTES = 4 << 20
+_MAX_MANIFEST_BYTES = 16 << 20  # the names of the most classes take 3 MiB
 _MAX_CHANNELS = 4096
 _MAX_STRIDE = 256
 _MAX_CLASSES = 256  # labels are uint8
+_MAX_CLASSIFIED = 1 << 16  # a classifier's
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REEXPORT = "export the bundle again: latentseg export"
 
@@ -53,7 +67,7 @@ class CodecSpec:
     channels: C of the latent (C, h, w).
     stride: source pixels per latent position, along each axis.
     bits: n; symbols lie in [0, 2^n), 1 <= n <= 8.
-    scaling: float2int's range: per tensor, per channel, or fixed.
+    scaling: float2int's range, per tensor, per channel or fixed, or its codebook.
     coder: which entropy coder its streams are written with.
     tile: (rows, columns) of a lane of coder "context"; (0, 0) with the others.
     """
@@ -70,10 +84,13 @@ class CodecSpec:
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class: its name and its colour (R, G, B), each 0 to 255. Its label is its place in the list."""
+    """One class: its name, and its colour (R, G, B), each 0 to 255. Its label is its place in the list.
+
+    Only a classifier's class may have no colour: nothing is drawn in it.
+    """
 
     name: str
-    color: tuple[int, int, int]
+    color: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,7 @@ class Manifest:
 
 def variants_of(role: str) -> tuple[str, ...]:
     """The variants that a role's model can have."""
-    return VARIANTS if role in LABELLING_ROLES else CODEC_VARIANTS
+    return VARIANTS if role in LABELLING_ROLES else FP32_VARIANTS
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -164,7 +181,13 @@ def parse_manifest(raw: object, where: str = MANIFEST_NAME) -> Manifest:
     for role in REQUIRED_ROLES:
         if role not in files:
             raise files_section.error(role, "nothing", "a model file (the role is required)")
-    classes = _parse_classes(top, least=1 if LABELLING_ROLES & files.keys() else 0)
+    labelling, classifying = (sorted(roles & files.keys()) for roles in (LABELLING_ROLES, CLASSIFYING_ROLES))
+    if labelling and classifying:
+        raise ArtifactError(
+            f"{where}: {', '.join(labelling)} beside {', '.join(classifying)}, expected segmenters or classifiers",
+            hint="export two bundles of the same codec",
+        )
+    classes = _parse_classes(top, least=1 if labelling or classifying else 0, classifying=bool(classifying))
     for free in ("verification", "scores", "training"):
         if free in top.value:
             top.section(free)
@@ -183,13 +206,14 @@ def _parse_codec(section: _Section) -> CodecSpec:
     if not _SHA256.fullmatch(codec_id):
         raise section.error("id", repr(codec_id), "64 lower-case hex digits (SHA-256)")
     coder = section.choice("coder", get_args(Coder))
+    bits = section.integer("bits", 1, 8)
     return CodecSpec(
         name=section.string("name"),
         id=bytes.fromhex(codec_id),
         channels=section.integer("channels", 1, _MAX_CHANNELS),
         stride=section.integer("stride", 1, _MAX_STRIDE),
-        bits=section.integer("bits", 1, 8),
-        scaling=_parse_scaling(section.section("scaling")),
+        bits=bits,
+        scaling=_parse_scaling(section.section("scaling"), bits),
         coder=coder,  # type: ignore[arg-type]
         tile=_parse_tile(section, coder),
     )
@@ -205,8 +229,20 @@ def _parse_tile(section: _Section, coder: str) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _parse_scaling(section: _Section) -> Scaling:
-    mode = section.choice("mode", ("tensor", "channel", "fixed"))
+def _parse_scaling(section: _Section, bits: int) -> Scaling:
+    mode = section.choice("mode", SCALING_MODES)
+    if mode == "codebook":
+        centres = section.get("centres", list, "a list of numbers")
+        if not all(type(centre) in (int, float) for centre in centres):
+            raise section.error("centres", f"{centres!r:.80}", "a list of numbers")
+        try:
+            scaling = Scaling("codebook", centres=tuple(centres))
+        except (InputError, OverflowError) as error:  # JSON's integers have no limit
+            raise section.error("centres", f"refused ({error})", "a codebook's") from None
+        if codebook_bits(len(centres)) != bits:
+            expected = f"{(1 << bits - 1) + 1} to {1 << bits}, as {bits} bits a symbol want"
+            raise section.error("centres", f"{len(centres)} numbers", expected)
+        return scaling
     if mode == "fixed":
         lo, hi = section.number("lo"), section.number("hi")
         if lo > hi:
@@ -266,22 +302,27 @@ def _parse_content(section: _Section) -> tuple[str, str, int]:
     return str(pure), sha256, section.integer("bytes", 1, None)
 
 
-def _parse_classes(top: _Section, least: int) -> tuple[ClassInfo, ...]:
+def _parse_classes(top: _Section, least: int, classifying: bool) -> tuple[ClassInfo, ...]:
     entries = top.get("classes", list, "a list")
-    if not least <= len(entries) <= _MAX_CLASSES:
-        raise top.error("classes", f"{len(entries)} entries", f"{least} to {_MAX_CLASSES} (labels are uint8)")
-    classes: list[ClassInfo] = []
+    most, why = (_MAX_CLASSIFIED, "") if classifying else (_MAX_CLASSES, " (labels are uint8)")
+    if not least <= len(entries) <= most:
+        raise top.error("classes", f"{len(entries)} entries", f"{least} to {most}{why}")
+    classes: dict[str, ClassInfo] = {}
     for number, entry in enumerate(entries):
         section = _Section(entry, top.where, f"classes[{number}]")
-        color = section.get("color", list, "a list [R, G, B]")
-        if len(color) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in color):
-            raise section.error("color", repr(color), "three integers from 0 to 255")
-        classes.append(ClassInfo(section.string("name"), (color[0], color[1], color[2])))
-    names = [c.name for c in classes]
-    if len(set(names)) != len(names):
-        double = next(n for n in names if names.count(n) > 1)
-        raise top.error("classes", f"the name '{double}' twice", "a different name for each class")
-    return tuple(classes)
+        name = section.string("name")
+        if name in classes:
+            raise top.error("classes", f"the name '{name}' twice", "a different name for each class")
+        drawn = not classifying or "color" in section.value
+        classes[name] = ClassInfo(name, _parse_color(section) if drawn else None)
+    return tuple(classes.values())
+
+
+def _parse_color(section: _Section) -> tuple[int, int, int]:
+    color = section.get("color", list, "a list [R, G, B]")
+    if len(color) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in color):
+        raise section.error("color", repr(color), "three integers from 0 to 255")
+    return color[0], color[1], color[2]
 
 
 class _Section:

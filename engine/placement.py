@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import UsageError
 from .backends import BACKENDS, Backend, check_threads, open_backend
 from .bundle import Bundle
-from .manifest import LABELLING_ROLES
+from .manifest import CLASSIFYING_ROLES, LABELLING_ROLES
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -22,7 +22,8 @@ class Placement:
     backend: a name of `BACKENDS`.
     threads: CPU threads that one run may use; None: as many as this process may use.
     provider: what the backend is to run on ("cpu", "cuda"); None: the backend's first choice. Never another in silence.
-    precision: of the segmenters. A codec always runs in fp32: its symbols must be the ones it was trained with.
+    precision: of the segmenters. A codec always runs in fp32: its symbols must be the ones it was trained with; a
+    classifier in any other is an error.
 
     Raises UsageError for a name that does not exist.
     """
@@ -41,16 +42,22 @@ class Placement:
         check_threads(self.threads)
 
     def precision_of(self, role: str) -> str:
-        """The precision that a role's model runs in."""
-        return self.precision if role in LABELLING_ROLES else "fp32"
+        """The precision that a role's model is to run in: a codec's always fp32, another's the one asked for."""
+        return self.precision if role in LABELLING_ROLES | CLASSIFYING_ROLES else "fp32"
 
     def model_file(self, bundle: Bundle, role: str) -> Path:
         """The file that the backend runs for a role: ONNX, an exported program, or an engine built for this machine.
 
-        Raises ArtifactError where the bundle lacks it, naming the command that makes it.
+        Raises ArtifactError where the bundle lacks it, naming the command that makes it; UsageError where the backend
+        never runs this role, or not in this precision.
         """
         precision = self.precision_of(role)
         if self.backend == "tensorrt":
+            if role in CLASSIFYING_ROLES:
+                raise UsageError(
+                    f"the {role} on tensorrt: that backend goes from bytes to label maps, it does not classify",
+                    hint="--backend onnxruntime",
+                )
             from .tensorrt.sidecar import find_engine
 
             return find_engine(bundle, role, precision)

@@ -29,6 +29,31 @@ class Result:
 
 
 @dataclass(frozen=True)
+class ClassifiedResult:
+    """One classified frame.
+
+    index, timestamp_us, payload_bytes, timings_ms, rgb: as of `Result`. size: (H, W) of the frame.
+    probabilities: (classes,) float32, in the order of the bundle's classes; they sum to 1.
+    """
+
+    index: int
+    timestamp_us: int
+    size: tuple[int, int]
+    probabilities: npt.NDArray[np.float32]
+    payload_bytes: int = 0
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    rgb: npt.NDArray[np.uint8] | None = None
+
+    def top(self, count: int = 5) -> list[tuple[int, float]]:
+        """The likeliest classes as (index, probability), likeliest first, the lower index first where they tie.
+
+        As many as there are classes, where these are fewer than `count`.
+        """
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(int(index), float(self.probabilities[index])) for index in order]
+
+
+@dataclass(frozen=True)
 class EncodeSummary:
     """What `Engine.encode` wrote.
 

@@ -1,7 +1,8 @@
-"""The four roles of a bundle's models, each with its backend, its padding and cropping, and its coder.
+"""The roles of a bundle's models, each with its backend, its padding and cropping, and its coder.
 
-Frames are uint8 (N, H, W, 3), any H, W >= 1; latents float32 (N, C, h, w); labels uint8 (N, H, W). A batch has one
-size. Every step is callable on its own, so that a measurement can time it.
+Frames are uint8 (N, H, W, 3), any H, W >= 1; latents float32 (N, C, h, w); labels uint8 (N, H, W); probabilities
+float32 (N, classes), whose rows sum to 1. A batch has one size. Every step is callable on its own, so that a
+measurement can time it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from .placement import Placement
 Frames = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
+Probabilities = npt.NDArray[np.float32]
 
 _FRAMES = ("uint8", 4)
 _LATENTS = ("float32", 4)
 _LABELS = ("uint8", 3)
+_PROBABILITIES = ("float32", 2)
 
 
 class _Role:
@@ -42,12 +45,23 @@ class _Role:
         self.backend: Backend = placement.open(bundle, self.role)
         for spec, (dtype, rank) in zip((self.backend.input, self.backend.output), self.ends, strict=True):
             self._check_end(spec, dtype, rank)
+        if self.ends[1] == _PROBABILITIES:
+            self._check_classes(self.backend.output.shape[1])
 
     def _check_end(self, spec: TensorSpec, dtype: str, rank: int) -> None:
         if spec.dtype != np.dtype(dtype) or len(spec.shape) != rank:
             self.close()
             raise ArtifactError(
                 f"bundle '{self.bundle.name}': the {self.role}'s {spec}, expected {dtype} with {rank} dimensions",
+                hint="export the bundle again: latentseg export",
+            )
+
+    def _check_classes(self, found: int | None) -> None:
+        expected = len(self.bundle.classes)
+        if found not in (None, expected):
+            self.close()
+            raise ArtifactError(
+                f"bundle '{self.bundle.name}': the {self.role} gives {found} classes, the manifest names {expected}",
                 hint="export the bundle again: latentseg export",
             )
 
@@ -104,13 +118,16 @@ class _LatentRole(_Role):
             entropy.decode_latent(payload, header, out=latent, threads=threads)
         return out
 
-    def _from_latents(self, latents: Latents, size: tuple[int, int], tail: tuple[int, ...]) -> npt.NDArray[Any]:
+    def _check_latents(self, latents: Latents, size: tuple[int, int]) -> None:
         if latents.ndim != 4 or latents.shape[1:] != self.bundle.latent_shape(*size):
             expected = ("N", *self.bundle.latent_shape(*size))
             raise UsageError(
                 f"latents are {list(latents.shape)}, expected [{', '.join(map(str, expected))}] "
                 f"for frames of {size[0]}x{size[1]}"
             )
+
+    def _from_latents(self, latents: Latents, size: tuple[int, int], tail: tuple[int, ...]) -> npt.NDArray[Any]:
+        self._check_latents(latents, size)
         n, _, h, w = latents.shape
         stride = self.bundle.codec.stride
         output = self._expect(self.backend.run(latents), (n, h * stride, w * stride, *tail))
@@ -152,6 +169,34 @@ class RgbSegmenter(_Role):
         padded = pad_to_stride(frames, self.bundle.codec.stride)
         output = self._expect(self.backend.run(padded), (n, *padded.shape[1:3]))
         return crop(output, (height, width))
+
+
+class Classifier(_LatentRole):
+    """Bytes to latents, and latents to the probabilities of the bundle's classes, with no pixel decoded."""
+
+    role = "classifier"
+    ends = (_LATENTS, _PROBABILITIES)
+
+    def probabilities(self, latents: Latents, size: tuple[int, int]) -> Probabilities:
+        """(N, C, h, w) float32 of frames of `size` = (H, W) -> (N, classes) float32.
+
+        Whole latents count: what padded the frames to the codec's stride is seen, too.
+        """
+        self._check_latents(latents, size)
+        return self._expect(self.backend.run(latents), (len(latents), len(self.bundle.classes)))
+
+
+class RgbClassifier(_Role):
+    """Frames to the probabilities of the bundle's classes: the baseline, after some decoder."""
+
+    role = "rgb_classifier"
+    ends = (_FRAMES, _PROBABILITIES)
+
+    def probabilities(self, frames: Frames) -> Probabilities:
+        """(N, H, W, 3) uint8 -> (N, classes) float32; frames are padded as for the compressor."""
+        _check_frames(frames)
+        output = self.backend.run(pad_to_stride(frames, self.bundle.codec.stride))
+        return self._expect(output, (len(frames), len(self.bundle.classes)))
 
 
 def _check_frames(frames: npt.NDArray[Any]) -> None:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from ..bitstream import Damage, Frame
 from ..errors import InputError, UsageError
 from .pipeline import Pipeline, Stage
-from .sources import Source
+from .result import ClassifiedResult, Result
+from .sources import Source, SourceFrame
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ class Work:
     payload: bytes = b""
     latents: npt.NDArray[np.float32] | None = None
     labels: npt.NDArray[np.uint8] | None = None
+    probabilities: npt.NDArray[np.float32] | None = None
 
 
 FrameStage = Callable[[Work], Work | None]  # None: the frame is lost
@@ -148,6 +150,11 @@ def reading(source: Source[Any], limit: int | None = None) -> Iterator[Work]:
             start = time.perf_counter()
 
 
+def no_symbols(work: Work, error: InputError) -> InputError:
+    """The error of a frame whose latent cannot be quantised, naming the frame."""
+    return InputError(f"frame {work.index}: {error}", hint=error.hint)
+
+
 def timed(name: str, stage: FrameStage) -> FrameStage:
     """`stage`, its wall time noted in each frame's `timings_ms`."""
 
@@ -158,3 +165,22 @@ def timed(name: str, stage: FrameStage) -> FrameStage:
         return done
 
     return measured
+
+
+def to_result(work: Work) -> Result:
+    """A segmented frame, as its caller gets it."""
+    assert work.labels is not None
+    return Result(work.index, work.timestamp_us, work.labels, len(work.payload), work.timings_ms, work.rgb)
+
+
+def to_classified(size: tuple[int, int], work: Work) -> ClassifiedResult:
+    """A classified frame of `size` = (H, W), as its caller gets it."""
+    assert work.probabilities is not None
+    facts = (work.index, work.timestamp_us, size, work.probabilities, len(work.payload), work.timings_ms, work.rgb)
+    return ClassifiedResult(*facts)
+
+
+def to_frame(work: Work) -> SourceFrame:
+    """A decoded frame, as its caller gets it."""
+    assert work.rgb is not None
+    return SourceFrame(work.index, work.timestamp_us, work.rgb)

@@ -13,14 +13,22 @@ from numpy.typing import NDArray
 from ..bitstream import Scaling, StreamHeader
 from ..bitstream.header import DEFAULT_CODER, tile_for
 from ..engine.bundle import Bundle, ClassInfo, CodecSpec, add_variant, write_bundle
+from ..engine.manifest import CLASSIFYING_ROLES
 from ..errors import ArtifactError, UsageError
 from ..models import registry
 from ..training.checkpoint import Weights
 from ..training.data import ClassSet
+from ..training.image_sets import settings_names
 from ..training.train_segmenter import check_fit
-from .onnx import OPSET, Exported, codec_graphs, export_role, halve_weights, segmenter_graph
+from .onnx import OPSET, Exported, classifier_graph, codec_graphs, export_role, halve_weights, segmenter_graph
 from .program import verify_program, write_program
 from .verify import make_reference, verify_entropy, verify_export
+
+# What may be a bundle's role, by its kind in the registry.
+KINDS = {
+    "segmenter": "latent_segmenter", "rgb_segmenter": "rgb_segmenter",
+    "classifier": "latent_classifier", "rgb_classifier": "rgb_classifier",
+}  # fmt: skip
 
 
 def export_bundle(
@@ -30,6 +38,8 @@ def export_bundle(
     *,
     segmenter: Weights | None = None,
     rgb_segmenter: Weights | None = None,
+    classifier: Weights | None = None,
+    rgb_classifier: Weights | None = None,
     classes: ClassSet | None = None,
     frames: NDArray[np.uint8] | None = None,
     size: tuple[int, int] = (360, 480),
@@ -44,24 +54,25 @@ def export_bundle(
 ) -> Bundle:
     """Export, verify, and only then write a bundle.
 
-    codec: gives compressor and decompressor. segmenter: trained on this codec's latents. classes: of the segmenters.
+    codec: gives compressor and decompressor. segmenter, classifier: trained on this codec's latents. classes: of the
+    segmenters; classifiers name their own. A bundle has segmenters or classifiers, not both.
     frames: real frames uint8 (N, H, W, 3) to verify on; noise without. size, largest: the usual and the largest frame
-    (height, width). coder, tile: of the streams that the bundle writes. half_weights: store the segmenters' weights as
-    float16 (a codec's are never rounded: its symbols must be the ones it was trained with). programs: add an exported
-    program of every role, as its variant "torch". Verification runs at one stride by one stride, at `size` and at
-    `largest`, in batches of 1, 2 and 1.
+    (height, width). coder, tile: of the streams that the bundle writes. half_weights: store the weights as float16, but
+    for the codec's (its symbols must be the ones it was trained with). programs: add an exported program of every role,
+    as its variant "torch". Verification runs at one stride by one stride, at `size` and at `largest`, in batches of 1,
+    2 and 1.
 
     Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
     """
-    if (segmenter or rgb_segmenter) and classes is None:
-        raise UsageError("a bundle with a segmenter needs its classes", hint="--layout camvid, or cityscapes")
-    if segmenter is not None:
-        trained_on = segmenter.facts["settings"]["codec"]
-        if trained_on != codec.content_id:
-            raise ArtifactError(
-                f"the segmenter was trained on the latents of codec {trained_on[:16]}, found {codec.content_id[:16]}",
-                hint="give the codec that the segmenter was trained with",
-            )
+    given = {
+        "segmenter": segmenter, "rgb_segmenter": rgb_segmenter,
+        "classifier": classifier, "rgb_classifier": rgb_classifier,
+    }  # fmt: skip
+    parts = {role: weights for role, weights in given.items() if weights is not None}
+    infos = _classes(parts, classes)
+    for role in ("segmenter", "classifier"):
+        if role in parts:
+            _check_codec(role, parts[role], codec)
     net = codec.build()
     stride, channels = int(net.stride), int(net.channels)  # type: ignore[arg-type]
     spec = CodecSpec(
@@ -75,25 +86,18 @@ def export_bundle(
         tile=tile_for(coder, tile or net.tile),  # type: ignore[arg-type]
     )
     graphs = codec_graphs(net)
-    for role, weights in (("segmenter", segmenter), ("rgb_segmenter", rgb_segmenter)):
-        if weights is None:
-            continue
-        kind = registry.entry(weights.network).kind
-        if (kind == "rgb_segmenter") != (role == "rgb_segmenter"):
-            raise ArtifactError(f"'{weights.network}' is a {kind}, it cannot be the bundle's {role}")
-        assert classes is not None
-        if weights.options["classes"] != len(classes.names):
-            raise ArtifactError(f"the {role} has {weights.options['classes']} classes, the layout {len(classes.names)}")
+    for role, weights in parts.items():
         module = weights.build()
-        if role == "segmenter":
+        rgb = role.startswith("rgb")
+        if not rgb:
             check_fit(module, net, weights.network)
-        graphs[role] = segmenter_graph(module, rgb=role == "rgb_segmenter")
+        graphs[role] = (classifier_graph if role in CLASSIFYING_ROLES else segmenter_graph)(module, rgb)
 
     with tempfile.TemporaryDirectory() as folder:
         models = [export_role(role, g, Path(folder) / f"{role}.onnx", channels, stride) for role, g in graphs.items()]
         if half_weights:
             for model in models:
-                if model.role in {"segmenter", "rgb_segmenter"}:
+                if model.role in parts:
                     halve_weights(model.path)
         shapes = _shapes(stride, size, largest)
         verification = _verify(models, spec, frames, shapes)
@@ -101,22 +105,74 @@ def export_bundle(
         for model in models if programs else ():
             program = write_program(model.graph, Path(folder) / f"{model.role}.pt2", model.role, channels, stride)
             variants.append((model.role, program, verify_program(model, program, shapes)))
-        parts = {"codec": codec, "segmenter": segmenter, "rgb_segmenter": rgb_segmenter}
         bundle = write_bundle(
             out,
             name,
             spec,
             {m.role: (m.path, m.macs_per_pixel, m.parameters) for m in models},
-            [ClassInfo(n, c) for n, c in zip(classes.names, classes.colors, strict=True)] if classes else [],
+            infos,
             verification,
             dict(scores or {}),
-            {role: {"network": w.network, "id": w.content_id, **w.facts} for role, w in parts.items() if w is not None},
+            {r: {"network": w.network, "id": w.content_id, **w.facts} for r, w in {"codec": codec, **parts}.items()},
             description,
             overwrite=overwrite,
         )
         for role, program, report in variants:
             bundle = add_variant(bundle, role, "torch", program, report)
     return bundle
+
+
+def _classes(parts: Mapping[str, Weights], classes: ClassSet | None) -> list[ClassInfo]:
+    """The bundle's classes, once every part is known to be what its role takes, and to have them."""
+    for role, weights in parts.items():
+        kind = registry.entry(weights.network).kind
+        if kind != KINDS[role]:
+            raise ArtifactError(f"'{weights.network}' is a {kind}, it cannot be the bundle's {role}")
+    classifying = [role for role in parts if role in CLASSIFYING_ROLES]
+    if classifying and len(classifying) < len(parts):
+        raise UsageError(
+            f"{', '.join(parts)} in one bundle, expected segmenters or classifiers", hint="export two bundles"
+        )
+    if classifying:
+        lists = {role: _class_names(role, parts[role]) for role in classifying}
+        first, last = classifying[0], classifying[-1]
+        if lists[first] != lists[last]:
+            raise ArtifactError(
+                f"the {first}'s classes are {_shown(lists[first])}; the {last}'s {_shown(lists[last])}",
+                hint="train both on the same data set",
+            )
+        return [ClassInfo(name) for name in lists[first]]
+    if parts and classes is None:
+        raise UsageError("a bundle with a segmenter needs its classes", hint="--layout camvid, cityscapes or voc")
+    for role, weights in parts.items():
+        assert classes is not None
+        if weights.options["classes"] != len(classes.names):
+            raise ArtifactError(f"the {role} has {weights.options['classes']} classes, the layout {len(classes.names)}")
+    return [ClassInfo(n, c) for n, c in zip(classes.names, classes.colors, strict=True)] if classes and parts else []
+
+
+def _class_names(role: str, weights: Weights) -> list[str]:
+    """What the training noted of a classifier's classes, in the order of its outputs."""
+    names, count = settings_names(weights.facts["settings"]), weights.options["classes"]
+    if len(names) != count:
+        raise ArtifactError(
+            f"the {role} has {count} classes, and its training noted the names of {len(names)}",
+            hint="train it with: latentseg train classifier",
+        )
+    return names
+
+
+def _shown(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+
+
+def _check_codec(role: str, weights: Weights, codec: Weights) -> None:
+    trained_on = weights.facts["settings"]["codec"]
+    if trained_on != codec.content_id:
+        raise ArtifactError(
+            f"the {role} was trained on the latents of codec {trained_on[:16]}, found {codec.content_id[:16]}",
+            hint=f"give the codec that the {role} was trained with",
+        )
 
 
 def _shapes(stride: int, size: tuple[int, int], largest: tuple[int, int]) -> list[tuple[int, int, int]]:

@@ -1,12 +1,14 @@
-"""The networks as they are deployed: bytes' integers in, uint8 out, with everything in between inside the graph.
+"""The networks as they are deployed: bytes' integers in, uint8 or probabilities out, all in between inside the graph.
 
-Normalisation, layout change, upsampling, argmax and rounding are part of the graph, so that no host copies full-size
-floats and no user can get the pre-processing wrong. The interfaces are the ones of a bundle (docs/design.md):
+Normalisation, layout change, upsampling, argmax, softmax and rounding are part of the graph, so that no host copies
+full-size floats and no user can get the pre-processing wrong. The interfaces are the ones of a bundle (docs/design.md):
 
     compressor     frames uint8 (N, H, W, 3)    -> latent float32 (N, C, H/s, W/s)
     decompressor   latent float32 (N, C, h, w)  -> frames uint8 (N, hs, ws, 3)
     segmenter      latent float32 (N, C, h, w)  -> labels uint8 (N, hs, ws)
     rgb_segmenter  frames uint8 (N, H, W, 3)    -> labels uint8 (N, H, W)
+    classifier     latent float32 (N, C, h, w)  -> probabilities float32 (N, classes)
+    rgb_classifier frames uint8 (N, H, W, 3)    -> probabilities float32 (N, classes)
 """
 
 from __future__ import annotations
@@ -64,3 +66,19 @@ class LabelsGraph(nn.Module):
         logits = self.segmenter(frames_to_float(x) if self.rgb else x)  # type: ignore[operator]
         full = F.interpolate(logits, size=size, mode="bilinear", align_corners=bool(self.segmenter.align_corners))
         return full.argmax(1).to(torch.uint8)
+
+
+class ProbabilitiesGraph(nn.Module):
+    """A classifier to the probability of each class: the softmax of its logits, float32, whose rows sum to 1.
+
+    `rgb` says which input, as of `LabelsGraph`.
+    """
+
+    def __init__(self, classifier: nn.Module, rgb: bool) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.rgb = rgb
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.classifier(frames_to_float(x) if self.rgb else x)  # type: ignore[operator]
+        return torch.softmax(logits.float(), 1)

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from ..errors import missing_extra
 from ..models.complexity import count
-from .graphs import CompressorGraph, DecompressorGraph, LabelsGraph
+from .graphs import CompressorGraph, DecompressorGraph, LabelsGraph, ProbabilitiesGraph
 
 OPSET = 18
+_OUTPUTS = {
+    "compressor": "latent", "decompressor": "frames", "segmenter": "labels", "rgb_segmenter": "labels",
+    "classifier": "probabilities", "rgb_classifier": "probabilities",
+}  # fmt: skip
 MAX_BATCH, MAX_SIDE = 256, 8192  # bounds of the dynamic dimensions; the largest frame side in pixels
 
 
@@ -48,7 +52,7 @@ def example_input(role: str, batch: int, height: int, width: int, channels: int,
 
 def takes_frames(role: str) -> bool:
     """Whether a role's input is frames; it is a latent otherwise."""
-    return role in {"compressor", "rgb_segmenter"}
+    return role in {"compressor", "rgb_segmenter", "rgb_classifier"}
 
 
 def dynamic_dims(role: str, stride: int) -> dict[int, Any]:
@@ -66,6 +70,11 @@ def codec_graphs(codec: nn.Module) -> dict[str, nn.Module]:
 def segmenter_graph(segmenter: nn.Module, rgb: bool) -> nn.Module:
     """The label graph of a segmenter."""
     return LabelsGraph(segmenter, rgb).eval()
+
+
+def classifier_graph(classifier: nn.Module, rgb: bool) -> nn.Module:
+    """The probability graph of a classifier."""
+    return ProbabilitiesGraph(classifier, rgb).eval()
 
 
 def export_role(role: str, graph: nn.Module, path: Path, channels: int, stride: int) -> Exported:
@@ -90,7 +99,7 @@ def export_role(role: str, graph: nn.Module, path: Path, channels: int, stride: 
             dynamo=True,
             opset_version=OPSET,
             input_names=["frames" if frames else "latent"],
-            output_names=[{"compressor": "latent", "decompressor": "frames"}.get(role, "labels")],
+            output_names=[_OUTPUTS[role]],
             dynamic_shapes=(dims,),
             external_data=False,
             verbose=False,
@@ -143,7 +152,7 @@ def halve_weights(path: Path) -> None:
 
 
 def _network(graph: nn.Module) -> nn.Module:
-    for name in ("compressor", "decompressor", "segmenter"):
+    for name in ("compressor", "decompressor", "segmenter", "classifier"):
         if hasattr(graph, name):
             return graph.get_submodule(name)
     raise AssertionError(f"{type(graph).__name__} is not one of the deployed graphs")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..engine.backends.base import TensorSpec
 from ..engine.bundle import Bundle
-from ..engine.manifest import LABELLING_ROLES
+from ..engine.manifest import CLASSIFYING_ROLES, LABELLING_ROLES
 from ..engine.tensorrt.api import DTYPES, Network, TensorRt, open_flavour
 from ..engine.tensorrt.gpus import this_gpu
 from ..engine.tensorrt.sidecar import ENGINE_FOLDER, EngineFile, Profile, engine_name, write_engine
@@ -149,6 +149,11 @@ def check_request(
     with_frames: whether there are frames to make a precision with.
     """
     bundle.model_path(role)
+    if role in CLASSIFYING_ROLES:
+        raise UsageError(
+            f"an engine of the {role}: the backend tensorrt gives label maps, it does not classify",
+            hint="--backend onnxruntime runs the bundle's own file",
+        )
     if precision != "fp32" and role not in LABELLING_ROLES:
         raise UsageError(
             f"the {role} in {precision}: a codec stays in fp32, its symbols must be the ones it was trained with",

@@ -3,7 +3,9 @@
 Two things are compared. What the entropy coder carries must be exact: symbols that were encoded come back as the same
 symbols, natively and in NumPy. What networks compute in floating point cannot be bit-equal between two runtimes: a
 latent that lies on a rounding boundary may fall on either side, and labels may differ where two logits tie; so these
-are counted and held to a share of positions, and a symbol may differ by one level at the most.
+are counted and held to a share of positions, and a symbol may differ by one level (or centre) at the most. A
+classifier's probabilities are held to a share of the likeliest class's, so that the likeliest class is the same unless
+two tie.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from numpy.typing import NDArray
 from ..bitstream import StreamHeader
 from ..engine.backends import open_backend
 from ..engine.bundle import Bundle
+from ..engine.manifest import CLASSIFYING_ROLES
 from ..engine.placement import Placement
-from ..engine.roles import Compressor, Decompressor, RgbSegmenter, Segmenter
+from ..engine.roles import Classifier, Compressor, Decompressor, RgbClassifier, RgbSegmenter, Segmenter
 from ..errors import ArtifactError, VerificationError
 from ..kernels import entropy
-from ..kernels.dequantize import dequantize
-from ..kernels.quantize import quantize
+from ..kernels.dequantize import dequantize, dequantize_codebook
+from ..kernels.quantize import quantize, quantize_codebook
 
 if TYPE_CHECKING:
     from .onnx import Exported
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 MAX_SYMBOL_SHARE = 2e-3
 MAX_LABEL_SHARE = 2e-3
 MAX_LEVEL_SHARE = 2e-2  # decoded 8-bit values that differ by one level
+# Largest difference of a frame's probabilities, as a share of its likeliest class's.
+MAX_PROBABILITY_ERROR = 5e-3
+MAX_SUM_ERROR = 1e-3  # of a frame's probabilities, which sum to 1
 
 IMPLEMENTATIONS: tuple[Literal["native"], Literal["numpy"]] = ("native", "numpy")
 ROLE_CLASSES: dict[str, Any] = {
@@ -42,7 +48,14 @@ ROLE_CLASSES: dict[str, Any] = {
     "segmenter": Segmenter,
     "decompressor": Decompressor,
     "rgb_segmenter": RgbSegmenter,
+    "classifier": Classifier,
+    "rgb_classifier": RgbClassifier,
 }
+# What the manifest's reference calls the outputs that torch recorded.
+_REFERENCE = {
+    "segmenter": "labels", "rgb_segmenter": "rgb_labels",
+    "classifier": "probabilities", "rgb_classifier": "rgb_probabilities",
+}  # fmt: skip
 
 
 def verify_export(
@@ -89,13 +102,15 @@ def _input(
 ) -> Any:
     import torch
 
+    from .onnx import takes_frames
+
     batch, height, width = shape
     images = compressor.example(batch, height, width, seed=height + width)
     if frames is not None:
         tiles = (-(-height // frames.shape[1]), -(-width // frames.shape[2]))
         picked = [np.tile(frames[i % len(frames)], (*tiles, 1))[:height, :width] for i in range(batch)]
         images = torch.from_numpy(np.ascontiguousarray(picked))
-    if model.role in {"compressor", "rgb_segmenter"}:
+    if takes_frames(model.role):
         return images
     with torch.no_grad():
         latents = compressor.graph(images).numpy()
@@ -121,6 +136,8 @@ def _compare(
             "symbols_differ": float((difference > 0).mean()),
             "max_latent_error": float(np.abs(actual - expected).max()),
         }
+    if role in CLASSIFYING_ROLES:
+        return _compare_probabilities(where, actual, expected)
     difference = np.abs(actual.astype(np.int16) - expected)
     share = float((difference > 0).mean())
     if role == "decompressor":
@@ -132,6 +149,18 @@ def _compare(
     return {"labels_differ": share}
 
 
+def _compare_probabilities(where: str, actual: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, float]:
+    """Of float32 (N, classes): the share of frames whose likeliest class differs, and the largest difference."""
+    error = float((np.abs(actual - expected).max(1) / expected.max(1)).max())
+    if not error <= MAX_PROBABILITY_ERROR:  # NaN too
+        raise VerificationError(
+            f"{where}: probabilities differ by {error:.3%} of the likeliest class's, expected at most "
+            f"{MAX_PROBABILITY_ERROR:.3%}"
+        )
+    differ = actual.argmax(1) != expected.argmax(1)
+    return {"top1_differ": float(differ.mean()), "probability_error": error}
+
+
 def _range(z: NDArray[np.float32], header: StreamHeader) -> tuple[Any, Any]:
     if header.scaling.mode == "fixed":
         return header.scaling.lo, header.scaling.hi
@@ -140,6 +169,8 @@ def _range(z: NDArray[np.float32], header: StreamHeader) -> tuple[Any, Any]:
 
 
 def _symbols(latents: NDArray[np.float32], header: StreamHeader) -> NDArray[np.uint8]:
+    if header.scaling.mode == "codebook":
+        return quantize_codebook(latents, header.scaling.centres)
     return np.stack([quantize(z, header.bits, *_range(z, header)) for z in latents])
 
 
@@ -182,14 +213,19 @@ def synthetic_frames(count: int, height: int, width: int) -> NDArray[np.uint8]:
 REFERENCE_SIZE = (2, 64, 96)
 
 
-def pack_array(array: NDArray[np.uint8]) -> str:
-    """A uint8 array as text for a manifest: zlib, then base64."""
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode("ascii")
+def pack_array(array: NDArray[Any]) -> str:
+    """A uint8 or float32 array as text for a manifest: little-endian, zlib, then base64."""
+    data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
 
 
-def unpack_array(text: str, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """The inverse of `pack_array`. Raises ArtifactError where the text does not hold an array of this shape."""
-    expected = int(np.prod(shape))
+def unpack_array(text: str, shape: Sequence[int], dtype: str = "u1") -> NDArray[Any]:
+    """The inverse of `pack_array`, of dtype "u1" or "f4".
+
+    Raises ArtifactError where the text does not hold an array of this shape.
+    """
+    kind = np.dtype(dtype).newbyteorder("<")
+    expected = int(np.prod(shape)) * kind.itemsize
     try:
         raw = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), expected + 1)
     except (TypeError, ValueError, zlib.error) as error:
@@ -197,13 +233,15 @@ def unpack_array(text: str, shape: Sequence[int]) -> NDArray[np.uint8]:
             f"the manifest's reference cannot be read: {error}", hint="export the bundle again"
         ) from None
     if len(raw) != expected:
-        raise ArtifactError(f"the manifest's reference has {len(raw)} values, expected {expected}")
-    return np.frombuffer(raw, np.uint8).reshape(shape)
+        raise ArtifactError(f"the manifest's reference has {len(raw)} bytes, expected {expected}")
+    return np.frombuffer(raw, kind).reshape(shape)
 
 
 def make_reference(models: Sequence[Exported], header: StreamHeader) -> dict[str, Any]:
     """What torch makes of `synthetic_frames`: kept in the manifest, so that `verify_bundle` needs no torch."""
     import torch
+
+    from .onnx import takes_frames
 
     graphs = {m.role: m.graph for m in models}
     frames = torch.from_numpy(synthetic_frames(*REFERENCE_SIZE))
@@ -213,10 +251,9 @@ def make_reference(models: Sequence[Exported], header: StreamHeader) -> dict[str
         received = torch.from_numpy(np.stack([_received(z, header) for z in latents]))
         reference = {"size": list(REFERENCE_SIZE), "symbols": pack_array(symbols)}
         reference["frames"] = pack_array(graphs["decompressor"](received).numpy())
-        if "segmenter" in graphs:
-            reference["labels"] = pack_array(graphs["segmenter"](received).numpy())
-        if "rgb_segmenter" in graphs:
-            reference["rgb_labels"] = pack_array(graphs["rgb_segmenter"](frames).numpy())
+        for role, key in _REFERENCE.items():
+            if role in graphs:
+                reference[key] = pack_array(graphs[role](frames if takes_frames(role) else received).numpy())
     return reference
 
 
@@ -255,6 +292,9 @@ def verify_bundle(
             received = np.stack([_received(z, header) for z in latents])
             for role, run in _runs(roles, received, frames, (height, width)):
                 whole, single = run(slice(None)), run(slice(0, 1))
+                if role in CLASSIFYING_ROLES:
+                    results[f"{role} {where}"] = _check_classifier(f"{role} at {where}", whole, single)
+                    continue
                 if whole.shape[:3] != (batch, height, width) or whole.dtype != np.uint8:
                     raise VerificationError(f"{role} at {where}: found {whole.dtype} {whole.shape}")
                 share = float((whole[:1] != single).mean())
@@ -265,13 +305,23 @@ def verify_bundle(
     return results
 
 
+def _check_classifier(where: str, whole: NDArray[np.float32], single: NDArray[np.float32]) -> dict[str, float]:
+    """A batch's probabilities are numbers that sum to 1, and those of its first frame are as `single` has them."""
+    error = float(np.abs(whole.sum(1) - 1).max())
+    if not error <= MAX_SUM_ERROR:
+        raise VerificationError(f"{where}: probabilities sum to 1 within {error:.2g}, expected {MAX_SUM_ERROR}")
+    return _compare_probabilities(f"{where}, first frame alone", single, whole[:1])
+
+
 def _runs(
     roles: dict[str, Any], latents: NDArray[np.float32], frames: NDArray[np.uint8], size: tuple[int, int]
-) -> list[tuple[str, Callable[[slice], NDArray[np.uint8]]]]:
-    runs: dict[str, Callable[[slice], NDArray[np.uint8]]] = {
+) -> list[tuple[str, Callable[[slice], NDArray[Any]]]]:
+    runs: dict[str, Callable[[slice], NDArray[Any]]] = {
         "segmenter": lambda part: roles["segmenter"].labels(latents[part], size),
         "decompressor": lambda part: roles["decompressor"].frames(latents[part], size),
         "rgb_segmenter": lambda part: roles["rgb_segmenter"].labels(frames[part]),
+        "classifier": lambda part: roles["classifier"].probabilities(latents[part], size),
+        "rgb_classifier": lambda part: roles["rgb_classifier"].probabilities(frames[part]),
     }
     return [(role, run) for role, run in runs.items() if role in roles]
 
@@ -292,18 +342,23 @@ def _verify_reference(roles: dict[str, Any], bundle: Bundle, reference: dict[str
     difference = np.abs(_symbols(latents, header).astype(np.int16) - expected)
     found["symbols_differ"] = float((difference > 0).mean())
     _limit("reference", "symbols differ from torch's", found["symbols_differ"], MAX_SYMBOL_SHARE)
-    # The segmenter is fed the recorded symbols, so that a flipped symbol is not counted twice.
+    # What takes latents is fed the recorded symbols, so that a flipped symbol is not counted twice.
     received = np.stack([_from_symbols(q, z, header) for q, z in zip(expected, latents, strict=True)])
-    for key, role, run in (
-        ("labels", "segmenter", lambda: roles["segmenter"].labels(received, (height, width))),
-        ("rgb_labels", "rgb_segmenter", lambda: roles["rgb_segmenter"].labels(frames)),
-    ):
-        if key in reference and role in roles:
-            share = float((run() != unpack_array(reference[key], (count, height, width))).mean())
-            found[f"{key}_differ"] = share
-            _limit("reference", f"{role} labels differ from torch's", share, MAX_LABEL_SHARE)
+    runs = dict(_runs(roles, received, frames, (height, width)))
+    for role, key in _REFERENCE.items():
+        if key not in reference or role not in roles:
+            continue
+        actual = runs[role](slice(None))
+        if role in CLASSIFYING_ROLES:
+            recorded = unpack_array(reference[key], (count, len(bundle.classes)), "f4")
+            compared = _compare_probabilities(f"reference, {role} against torch", actual, recorded)
+            found |= {f"{key}_{what}": value for what, value in compared.items()}
+            continue
+        share = float((actual != unpack_array(reference[key], (count, height, width))).mean())
+        found[f"{key}_differ"] = share
+        _limit("reference", f"{role} labels differ from torch's", share, MAX_LABEL_SHARE)
     if "frames" in reference and "decompressor" in roles:
-        decoded = roles["decompressor"].frames(received, (height, width)).astype(np.int16)
+        decoded = runs["decompressor"](slice(None)).astype(np.int16)
         difference = np.abs(decoded - unpack_array(reference["frames"], (count, height, width, 3)))
         found["frames_differ"] = float((difference > 0).mean())
         _limit("reference", "decompressed values differ from torch's", found["frames_differ"], MAX_LEVEL_SHARE)
@@ -313,4 +368,6 @@ def _verify_reference(roles: dict[str, Any], bundle: Bundle, reference: dict[str
 
 
 def _from_symbols(q: NDArray[np.uint8], z: NDArray[np.float32], header: StreamHeader) -> NDArray[np.float32]:
+    if header.scaling.mode == "codebook":
+        return dequantize_codebook(q, header.scaling.centres)
     return dequantize(q, header.bits, *_range(z, header))

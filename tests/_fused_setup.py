@@ -43,8 +43,8 @@ class Setup:
         self.module = FakeEngines(self.cuda, flavour)
         real = api.importlib.import_module
 
-        def find(name: str) -> Any:
-            return self.module if name == self.module.__name__ else real(name)
+        def find(name: str, package: str | None = None) -> Any:
+            return self.module if name == self.module.__name__ else real(name, package)
 
         self.monkeypatch.setattr(api.importlib, "import_module", find)
         return self.module

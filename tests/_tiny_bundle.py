@@ -6,9 +6,11 @@
 | decompressor | frame = latent repeated 8x8, rounded half to even, clipped to 0..255 |
 | segmenter | label = index of the largest latent channel (first on ties), repeated 8x8 |
 | rgb_segmenter | label = index of the largest colour channel (first on ties) of each pixel |
+| classifier | probabilities = softmax(mean of the latent over all positions @ WEIGHTS) |
+| rgb_classifier | probabilities = softmax(mean of the frame over all pixels @ WEIGHTS) |
 
-Codec: C = 3, stride 8, n = 8 bits, fixed range 0..255, so that a symbol is the rounded mean. Classes: red, green, blue.
-Means of 64 bytes are exact in float32, so symbols and labels compare exactly.
+Codec: C = 3, stride 8, n = 8 bits, fixed range 0..255, so that a symbol is the rounded mean. Classes: red, green, blue;
+those of the classifiers are in KINDS. Means of 64 bytes are exact in float32, so symbols and labels compare exactly.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from latentseg.engine.bundle import Bundle, ClassInfo, CodecSpec, write_bundle
 
 STRIDE = 8
 ROLES = ("compressor", "decompressor", "segmenter", "rgb_segmenter")
+CLASSIFYING = ("compressor", "decompressor", "classifier", "rgb_classifier")
 CLASSES = [ClassInfo("red", (255, 0, 0)), ClassInfo("green", (0, 255, 0)), ClassInfo("blue", (0, 0, 255))]
+KINDS = [ClassInfo(name) for name in ("dusk", "grass", "sea", "fire", "snow", "night", "haze")]
+WEIGHTS = np.array([[0, -2, -3, 6, 2, -4, 1], [0, 5, 1, 1, 2, -4, 1], [1, -2, 5, -1, 2, -4, 0]], np.float32) / 64
 _OPSET = 18
 _FRAMES, _LATENT = ["N", "H", "W", 3], ["N", 3, "h", "w"]
 _UP = numpy_helper.from_array(np.array([1, 1, STRIDE, STRIDE], np.float32), "scales")
@@ -36,16 +41,25 @@ _NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "
 
 
 def write_tiny_bundle(
-    path: Path, roles: Sequence[str] = ROLES, *, name: str = "tiny", codec_seed: str = "tiny", overwrite: bool = False
+    path: Path,
+    roles: Sequence[str] = ROLES,
+    *,
+    name: str = "tiny",
+    codec_seed: str = "tiny",
+    centres: Sequence[float] = (),
+    overwrite: bool = False,
 ) -> Bundle:
-    """Write the tiny bundle to `path`; another `codec_seed` gives the same codec under another id."""
+    """Write the tiny bundle to `path`; another `codec_seed` gives the same codec under another id.
+
+    centres: those of a codec whose symbols are the nearest one's index, in place of the rounded mean.
+    """
     codec = CodecSpec(
         name="tiny-mean",
         id=hashlib.sha256(codec_seed.encode()).digest(),
         channels=3,
         stride=STRIDE,
-        bits=8,
-        scaling=Scaling("fixed", 0.0, 255.0),
+        bits=(len(centres) - 1).bit_length() if centres else 8,
+        scaling=Scaling("codebook", centres=tuple(centres)) if centres else Scaling("fixed", 0.0, 255.0),
     )
     with tempfile.TemporaryDirectory() as folder:
         models: dict[str, tuple[Path, float, int]] = {}
@@ -53,8 +67,9 @@ def write_tiny_bundle(
             file = Path(folder) / f"{role}.onnx"
             onnx.save(_MODELS[role](), file)
             models[role] = (file, 1.0, 0)
+        classes = KINDS if "classifier" in roles or "rgb_classifier" in roles else CLASSES
         return write_bundle(
-            path, name, codec, models, CLASSES, {}, {}, {}, "block means, for tests", overwrite=overwrite
+            path, name, codec, models, classes, {}, {}, {}, "block means, for tests", overwrite=overwrite
         )
 
 
@@ -75,6 +90,18 @@ def labels(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The compressed-domain segmenter by hand: (N, H, W, 3) -> (N, H, W) uint8."""
     small = symbols(frames).argmax(axis=1).astype(np.uint8)
     return small.repeat(STRIDE, axis=1).repeat(STRIDE, axis=2)[:, : frames.shape[1], : frames.shape[2]]
+
+
+def probabilities(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Either classifier by hand: mean colours (N, 3) -> (N, classes)."""
+    powers = np.exp(means @ WEIGHTS.astype(np.float64))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def frame_means(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """What the RGB classifier takes the mean of, by hand: (N, H, W, 3) of any size, padded -> (N, 3)."""
+    padded = np.pad(frames, ((0, 0), (0, -frames.shape[1] % 8), (0, -frames.shape[2] % 8), (0, 0)), mode="edge")
+    return padded.astype(np.float64).mean((1, 2))
 
 
 def _compressor() -> onnx.ModelProto:
@@ -119,11 +146,35 @@ def _rgb_segmenter() -> onnx.ModelProto:
     return _model("rgb_segmenter", nodes, source, result)
 
 
+def _classifier() -> onnx.ModelProto:
+    return _to_probabilities("classifier", [], ("latent", TensorProto.FLOAT, _LATENT), "latent", [2, 3])
+
+
+def _rgb_classifier() -> onnx.ModelProto:
+    cast = helper.make_node("Cast", ["frames"], ["float"], to=TensorProto.FLOAT)
+    return _to_probabilities("rgb_classifier", [cast], ("frames", TensorProto.UINT8, _FRAMES), "float", [1, 2])
+
+
+def _to_probabilities(
+    name: str, nodes: list[onnx.NodeProto], source: _Tensor, values: str, axes: list[int]
+) -> onnx.ModelProto:
+    nodes = [
+        *nodes,
+        helper.make_node("ReduceMean", [values, "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = [numpy_helper.from_array(np.array(axes, np.int64), "axes"), numpy_helper.from_array(WEIGHTS, "weights")]
+    return _model(name, nodes, source, ("probabilities", TensorProto.FLOAT, ["N", len(KINDS)]), constants)
+
+
 _MODELS = {
     "compressor": _compressor,
     "decompressor": _decompressor,
     "segmenter": _segmenter,
     "rgb_segmenter": _rgb_segmenter,
+    "classifier": _classifier,
+    "rgb_classifier": _rgb_classifier,
 }
 _Tensor = tuple[str, int, list[int | str]]
 

@@ -5,6 +5,7 @@ Every model of a bundle has one input and one output, so a run takes one array a
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -153,3 +154,9 @@ class Backend(ABC):
 def first_line(error: Exception) -> str:
     """What an exception says first, or its type where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    # The affinity mask, where the system has one, knows of the container's limit; the count of cores does not.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

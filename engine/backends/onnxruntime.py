@@ -5,14 +5,13 @@ What the options below mean, and their defaults: ONNX Runtime's documentation, "
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import ArtifactError, BackendInactiveError, BackendMissingError, missing_extra
-from .base import Backend, TensorSpec, first_line
+from .base import Backend, TensorSpec, first_line, usable_cores
 
 _DTYPES: dict[str, Any] = {
     "tensor(uint8)": np.uint8,
@@ -88,7 +87,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _options(self, ort: Any) -> Any:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads or _usable_cores()
+        options.intra_op_num_threads = self.threads or usable_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only: they arrive as exceptions, and stderr is for people
         # Several sessions live in one process and take turns with the entropy coder. A pool that spins while it waits
@@ -133,8 +132,3 @@ def _heavy_nodes_elsewhere(session: Any, provider: str) -> list[str]:
         for node in part.get_nodes()
         if any(name in node.op_type for name in _HEAVY)
     ]
-
-
-def _usable_cores() -> int:
-    # The affinity mask, where the system has one, knows of the container's limit; the count of cores does not.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

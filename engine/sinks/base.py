@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Generic, Self, TypeVar
 
 from ...errors import OutputError, UsageError
-from ..result import Result
+from ..result import ClassifiedResult, Result
+
+T = TypeVar("T", bound=Result | ClassifiedResult, contravariant=True)
 
 
 @contextmanager
@@ -53,11 +55,14 @@ def refuse_source(source: str | os.PathLike[str], *outputs: str | os.PathLike[st
             raise UsageError(f"output {output} is the source itself", hint="choose another name")
 
 
-class Sink(ABC):
+class Sink(ABC, Generic[T]):
     """Takes results, one a frame, in order. A context manager: closing makes what was written readable.
 
-    `frames` counts what was written. `write` raises OutputError where the output cannot be written.
+    `frames` counts what was written. `write` raises OutputError where the output cannot be written, UsageError for a
+    result of another kind than `takes`.
     """
+
+    takes: ClassVar[tuple[type[Result | ClassifiedResult], ...]] = (Result,)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -66,15 +71,17 @@ class Sink(ABC):
         self._failed = False
 
     @abstractmethod
-    def _write(self, result: Result) -> None: ...
+    def _write(self, result: T) -> None: ...
 
     @abstractmethod
     def _close(self) -> None: ...
 
-    def write(self, result: Result) -> None:
+    def write(self, result: T) -> None:
         """Write one frame's result."""
         if self._closed:
             raise UsageError(f"{self.name} is closed")
+        if not isinstance(result, self.takes):
+            raise UsageError(f"{self.name} takes label maps, found the class of a frame", hint="a JsonLinesSink")
         try:
             with writing(self.name):
                 self._write(result)

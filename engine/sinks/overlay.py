@@ -25,7 +25,7 @@ _FLUSHED = {"flush_packets": "1"}
 _KEYFRAME_INTERVAL = 25
 
 
-class OverlaySink(Sink):
+class OverlaySink(Sink[Result]):
     """Writes an H.264 video (MPEG-4 where this PyAV has no x264) of each result's frame with its labels over it.
 
     Results without an RGB frame show the class colours alone. Odd sizes are padded to even ones, as 4:2:0 colour needs,
@@ -112,7 +112,14 @@ class OverlaySink(Sink):
 
 
 def palette(classes: Sequence[ClassInfo]) -> npt.NDArray[np.uint8]:
-    """(256, 3) uint8: the colour of each label; black where no class is."""
+    """(256, 3) uint8: the colour of each label; black where no class is.
+
+    Raises UsageError for classes without colours, or more than labels can name: a classifier's.
+    """
+    plain = next((c.name for c in classes if c.color is None), None)
+    if plain is not None or len(classes) > 256:
+        what = f"{len(classes)} classes" if plain is None else f"the class '{plain}' without a colour"
+        raise UsageError(f"label maps of {what}, expected a segmenter's classes", hint="a JsonLinesSink shows classes")
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(classes)] = np.array([c.color for c in classes], np.uint8).reshape(-1, 3)
     return colors

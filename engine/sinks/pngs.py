@@ -17,7 +17,7 @@ from .base import Sink, writing
 from .overlay import palette
 
 
-class PngSink(Sink):
+class PngSink(Sink[Result]):
     """Writes `<folder>/000000.png`, `000001.png`, ... named by frame index. The folder is made when missing.
 
     A subclass says what the picture of a result is. Raises UsageError where the folder holds files already and

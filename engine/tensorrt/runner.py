@@ -8,33 +8,29 @@ the host decides is in `plan.py`; docs/gpu.md draws a batch's way with its buffe
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ...bitstream import StreamHeader
-from ...errors import ArtifactError, InputError, LatentsegError, UsageError
+from ...errors import InputError, LatentsegError, UsageError
 from ...kernels.gpu.batch import check_gpu_stream, damage_found, plan_batch
 from ...kernels.gpu.device import Device
-from ...kernels.gpu.images import KernelSet, load_kernels
 from ...kernels.gpu.launch import DecodeKernel
 from ..bundle import Bundle
 from ..run import Work
-from .execution import LoadedEngine, open_device
+from .execution import open_device
+from .fused import FusedRunner, check_sizes, naming_the_build, stream_kernels
 from .plan import plan_buffers
-from .sidecar import bundle_spec, find_engine
+from .sidecar import find_engine
 from .slots import Slot
 
-KERNEL_FOLDER = "kernels"
 OnDamage = Callable[[Work, InputError], None]
 
 
@@ -67,7 +63,7 @@ class Labelled:
     device_s: float
 
 
-class FusedSegmenter:
+class FusedSegmenter(FusedRunner[Slot]):
     """Segments one stream's payloads with a bundle's TensorRT engine and compiled decoder. A context manager.
 
     From any thread, one call at a time. `run` for an iterable of frames; `submit` and `collect` are its two halves.
@@ -105,40 +101,20 @@ class FusedSegmenter:
         graphs: bool = True,
         device: Callable[[], Device] = open_device,
     ) -> None:
-        if batch < 1 or slots < 1:
-            raise UsageError(f"batch {batch} and slots {slots}, expected at least 1 of each")
-        bundle.check_stream(header)
+        check_sizes(bundle, header, size, batch, slots)
         check_gpu_stream(header)
-        if bundle.latent_shape(*size) != header.latent_shape:
-            raise UsageError(
-                f"frames of {size[0]}x{size[1]} have latents of {bundle.latent_shape(*size)}, the stream's are "
-                f"{header.latent_shape}"
-            )
         path = find_engine(bundle, "segmenter", precision)
-        kernels = _kernels(bundle, header)
-        self.header, self.size, self.batch = header, size, batch
-        self._slots: list[Slot] = []
-        self._flying: dict[int, Slot] = {}
-        self._next, self._closed = 0, False
-        self._loaded: LoadedEngine | None = None
-        self._device = device()
-        try:
-            with self._device.active():
-                self._loaded = loaded = LoadedEngine(path, self._device, bundle_spec(bundle))
-                source = loaded.file.input.dtype
-                plan = plan_buffers(header, bundle.codec.stride, batch, source.itemsize)
-                for frames in (1, batch):  # the last batch of a stream may be any smaller
-                    loaded.check_shape(plan.input_shape(frames))
-                with _naming_the_build(bundle):
-                    kernels.find("context_decode", str(source), self._device.capability)
-                kernel = DecodeKernel(self._device, kernels, header, str(source))
-                for _ in range(slots):
-                    self._slots.append(Slot(self._device, loaded, kernel, plan, graphs=graphs))
-        except BaseException:
-            with suppress(LatentsegError):
-                self.close()
-            raise
-        self.provider, self.host_bytes = loaded.provider, slots * plan.host_bytes
+        kernels = stream_kernels(bundle, header)
+        super().__init__(batch, device)
+        self.header, self.size = header, size
+        with self._opening():
+            loaded = self._load(path, bundle)
+            source = loaded.file.input.dtype
+            plan = plan_buffers(header, bundle.codec.stride, batch, source.itemsize)
+            with naming_the_build(bundle):
+                kernels.find("context_decode", str(source), self._device.capability)
+            kernel = DecodeKernel(self._device, kernels, header, str(source))
+            self._fill(slots, plan, lambda: Slot(self._device, loaded, kernel, plan, graphs=graphs))
 
     def submit(self, payloads: Sequence[bytes]) -> Ticket:
         """Plan a batch and start it; returns before it is done.
@@ -146,27 +122,13 @@ class FusedSegmenter:
         Damaged payloads take part as blank frames. Raises UsageError for a batch of the wrong length or where all slots
         are in flight, ArtifactError where the device or TensorRT fails.
         """
-        self._check_open()
-        if not 1 <= len(payloads) <= self.batch:
-            raise UsageError(f"a batch of {len(payloads)} frames, expected 1 to {self.batch}")
-        flying = self._flying.values()
-        slot = next((slot for slot in self._slots if slot not in flying), None)
-        if slot is None:
-            raise UsageError(f"all {len(self._slots)} slots are in flight", hint="collect a ticket first")
+        slot = self._free_slot(len(payloads))
         start = time.perf_counter()
         refused: dict[int, InputError] = {}
         planned = plan_batch(payloads, self.header, into=slot.room, refused=refused)
         seconds = time.perf_counter() - start
-        with self._device.active():
-            try:
-                slot.start(slot.plan.key(planned))
-            except BaseException:
-                with suppress(LatentsegError):  # what was started reads the slot's memory
-                    slot.wait()
-                raise
-        self._next += 1
-        self._flying[self._next] = slot
-        return Ticket(self._next, len(payloads), refused, seconds)
+        number = self._start(slot, slot.plan.key(planned))
+        return Ticket(number, len(payloads), refused, seconds)
 
     def collect(self, ticket: Ticket) -> Labelled:
         """Wait for a batch; tickets in any order, each once. Raises UsageError for another ticket, ArtifactError."""
@@ -212,45 +174,3 @@ class FusedSegmenter:
             work.timings_ms["plan"] = found.plan_s * 1e3 / ticket.frames
             work.timings_ms["gpu"] = found.device_s * 1e3 / ticket.frames
             yield replace(work, labels=found.labels[place])
-
-    def close(self) -> None:
-        """Wait for what is in flight and free everything; may be called twice."""
-        if self._closed:
-            return
-        self._closed = True
-        with suppress(LatentsegError), self._device.active():
-            for slot in self._slots:
-                with suppress(LatentsegError):
-                    slot.wait()
-                slot.forget()
-            if self._loaded is not None:
-                self._loaded.close()
-        self._device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError("the fused runner is closed, expected it open")
-
-
-def _kernels(bundle: Bundle, header: StreamHeader) -> KernelSet:
-    """The bundle's compiled kernels, checked against the stream."""
-    with _naming_the_build(bundle):
-        kernels = load_kernels(bundle.path / KERNEL_FOLDER)
-        kernels.check_stream(header.bits, header.tile)
-    return kernels
-
-
-@contextmanager
-def _naming_the_build(bundle: Bundle) -> Iterator[None]:
-    """What is wrong with kernels, with the command that makes them for every GPU and this bundle."""
-    try:
-        yield
-    except (InputError, ArtifactError) as error:
-        command = f"latentseg build {shlex.quote(bundle_spec(bundle))} --target kernels --overwrite"
-        raise ArtifactError(str(error), hint=command) from None

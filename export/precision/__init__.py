@@ -77,7 +77,7 @@ def rewrite(
     if role not in LABELLING_ROLES or precision not in PRECISIONS:
         raise UsageError(
             f"the {role} in {precision}: only segmenters are rewritten, as {' or '.join(PRECISIONS)}",
-            hint="a codec runs in fp32: its symbols must be the ones it was trained with",
+            hint="codecs (whose symbols must be the ones they were trained with) and classifiers run in fp32",
         )
     source = bundle.model_path(role)
     fitted, judged = split(len(frames), calibration if precision == "int8" else 0)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from _fake_engines import write_fake_engine
+from _fake_engines import Context, write_fake_engine
 from _fused_setup import Setup
 from _kernel_images import kernels
 
-from latentseg.benchmarks import gpu_checks, gpu_suite
+from latentseg.benchmarks import gpu_checks, gpu_checks_sender, gpu_suite
+from latentseg.bitstream import Scaling
+from latentseg.engine.roles import Compressor
 from latentseg.engine.tensorrt.gpus import GpuInfo
 from latentseg.errors import BackendInactiveError, BackendMissingError, UsageError, VerificationError
+from latentseg.kernels.gpu.images import KernelSet
 
 
 @pytest.fixture
@@ -26,8 +31,20 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setattr(gpu_checks, "SIZE", (24, 32))
     monkeypatch.setattr(gpu_checks, "AWKWARD", ((3, 1, 1), (5, 17, 31)))
     monkeypatch.setattr(gpu_checks, "FLOATS", ("float32",))
-    monkeypatch.setattr(gpu_checks.Checks, "kernels", lambda self, capability: kernels(capability, tile=tile))
+    check_stream = KernelSet.check_stream
+
+    def compiled(self: Any, capability: int, scaling: Scaling | None = None) -> KernelSet:
+        found = kernels(capability, tile=tile)
+        return replace(found, codebook=scaling is not None and scaling.mode == "codebook")
+
+    def noting(self: KernelSet, bits: int, tile: tuple[int, int], codebook: bool = False) -> None:
+        setup.cuda.codebook = codebook  # the fake's kernels do not know what they were compiled for
+        check_stream(self, bits, tile, codebook)
+
+    monkeypatch.setattr(gpu_checks.Checks, "kernels", compiled)
+    monkeypatch.setattr(KernelSet, "check_stream", noting)
     monkeypatch.setattr("latentseg.engine.tensorrt.gpus.this_gpu", lambda: GpuInfo("Fake", 90, 2**30))
+    monkeypatch.setattr("latentseg.engine.tensorrt.api.is_installed", lambda flavour: flavour == "tensorrt")
     monkeypatch.setattr("latentseg.kernels.gpu.launch.Gpu", lambda: setup.device(bindings=True))
 
     def build(bundle: Any, role: str, precision: str, flavour: str, *rest: Any, **options: Any) -> None:
@@ -46,7 +63,7 @@ def rows_of(machine: Setup, *parts: str) -> dict[str, dict[str, Any]]:
 def test_what_is_right_runs(machine: Setup) -> None:
     rows = rows_of(machine, "decode-cuda-bindings", "decode-pycuda", "graph", "tensorrt")
     assert {part: row["result"] for part, row in rows.items()} == dict.fromkeys(rows, "ran"), rows
-    assert rows["decode-pycuda"]["detail"] == {"device": "Fake", "batches": 12, "floats": "equal", "damage": "found"}
+    assert rows["decode-pycuda"]["detail"] == {"device": "Fake", "batches": 16, "floats": "equal", "damage": "found"}
     assert rows["graph"]["detail"] == {"nodes": 3, "floats": "equal"}
     found = rows["tensorrt"]["detail"]
     keys = [f"{what} {p}" for p in ("fp32", "fp16") for what in ("segmenter", "rgb_segmenter", "fused")]
@@ -98,6 +115,87 @@ def test_each_flavour_is_measured_with_its_own_engines(machine: Setup, monkeypat
 def test_a_graph_that_starts_nothing_is_found(machine: Setup) -> None:
     machine.module.silent = True
     assert rows_of(machine, "tensorrt")["tensorrt"]["result"] == "failed"
+
+
+def test_the_sender_is_compared(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks_sender, "SHAPES", ((3, 1, 1), (5, 17, 31)))
+    rows = rows_of(machine, "quantize", "sender")
+    assert {part: row["result"] for part, row in rows.items()} == {"quantize": "ran", "sender": "ran"}, rows
+    expected = {"device": "Fake", "batches": 16, "payloads": "equal", "not finite": "found"}
+    assert rows["quantize"]["detail"] == expected
+    found = rows["sender"]["detail"]
+    assert found["provider"].startswith("TensorRT")
+    assert [found[key] for key in ("float2int", "symbols", "most levels apart", "latents off, steps")] == [
+        "exact", 1.0, 0, 0.0
+    ]  # fmt: skip
+    assert machine.cuda.calls["cuGraphLaunch"] > 0
+    assert machine.clean
+
+
+@pytest.mark.parametrize(("argument", "message"), [("q", "other symbols or ranges"), ("bad", "without a word")])
+def test_wrong_symbols_and_hidden_nan_are_found(
+    machine: Setup, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+) -> None:
+    monkeypatch.setattr(gpu_checks_sender, "SHAPES", ((5, 17, 31),))
+    good = machine.cuda.kernel
+
+    def wrong(kernel: str, named: dict[str, Any]) -> None:
+        good(kernel, named)
+        if kernel == "quantize" and argument == "q":
+            machine.cuda.view(named["q"], 1)[0] ^= 1
+        elif kernel == "quantize":
+            machine.cuda.view(named["bad"], 4, np.int32)[0] = 0
+
+    monkeypatch.setattr(machine.cuda, "kernel", wrong)
+    rows = rows_of(machine, "quantize", *(["sender"] if argument == "q" else []))
+    assert {row["result"] for row in rows.values()} == {"failed"}
+    assert message in rows["quantize"]["detail"]["error"]
+    if argument == "q":
+        assert "other payloads than the CPU's of the same latents" in rows["sender"]["detail"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("off", "message"),
+    [
+        (0.04, ""),
+        (0.06, r"latents lie 0\.06 steps from the CPU's, expected at most 0\.05"),
+        (np.nan, "latent holds"),
+    ],
+)
+def test_latents_of_another_network_are_found(
+    machine: Setup, monkeypatch: pytest.MonkeyPatch, off: float, message: str
+) -> None:
+    good = Context.compute
+
+    def shifted(self: Context, array: np.ndarray) -> np.ndarray:
+        found = good(self, array)
+        found[:, 0, 0, 0] = np.rint(found[:, 0, 0, 0]) + off
+        return found
+
+    cpu = Compressor.latents
+
+    def rounded(self: Compressor, frames: np.ndarray) -> np.ndarray:
+        found = cpu(self, frames)
+        found[:, 0, 0, 0] = np.rint(found[:, 0, 0, 0])
+        return found
+
+    monkeypatch.setattr(Context, "compute", shifted)
+    monkeypatch.setattr(Compressor, "latents", rounded)
+    row = rows_of(machine, "sender")["sender"]
+    assert row["result"] == ("failed" if message else "ran"), row
+    if message:
+        assert re.search(message, row["detail"]["error"])
+    else:
+        assert row["detail"]["latents off, steps"] == pytest.approx(0.04, abs=1e-4)
+
+
+def test_too_many_other_symbols_are_found(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks_sender, "LATENT_STEPS", 9)
+    good = Context.compute
+    monkeypatch.setattr(Context, "compute", lambda self, array: good(self, array) + np.float32(2))
+    row = rows_of(machine, "sender")["sender"]
+    assert row["result"] == "failed"
+    assert re.search(r"of a frame's symbols are the CPU's, and the others up to 2 levels", row["detail"]["error"])
 
 
 def test_results_are_told_apart() -> None:

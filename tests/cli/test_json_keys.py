@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _tiny_bundle import CLASSIFYING, write_tiny_bundle
 
 from latentseg import cli
 from latentseg.engine.bundle import Bundle
@@ -29,6 +30,7 @@ def test_keys_are_documented(
     bundle_options: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    classifiers = write_tiny_bundle(tmp_path / "classifiers", CLASSIFYING).path
     npy, out = tmp_path / "x.npy", str(tmp_path / "out")
     np.save(npy, np.zeros((2, 3, 4), np.uint8))
     commands = {
@@ -36,10 +38,10 @@ def test_keys_are_documented(
         "demo": [["demo", "--source", str(folder), "--out", out, "--json", *bundle_options]],
         "encode": [["encode", str(folder), "-o", out, "--json", *bundle_options]],
         "decode": [["decode", str(stream), "-o", out, "--json", *bundle_options]],
-        "run": [["run", str(stream), *bundle_options]],
+        "run": [["run", str(stream), *bundle_options], ["run", str(stream), "--bundle", str(classifiers)]],
         "inspect": [
             ["inspect", "--json", str(path)]
-            for path in (stream, npy, tiny_bundle.path, tiny_bundle.path / "segmenter.onnx")
+            for path in (stream, npy, tiny_bundle.path, classifiers, tiny_bundle.path / "segmenter.onnx")
         ],
         "pack": [["pack", str(npy), "-o", out, "--json"]],
         "unpack": [["unpack", str(stream), "-o", out, "--json"]],
@@ -51,3 +53,4 @@ def test_keys_are_documented(
             assert record["schema"] == 1
             assert record.keys() <= documented(verb), argv
             assert (record.get("anatomy") or {}).keys() <= documented(verb), argv
+            assert all(entry.keys() == {"class", "index", "probability"} for entry in record.get("top5", ())), argv

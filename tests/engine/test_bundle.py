@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from _tiny_bundle import CLASSES, write_tiny_bundle
 
+from latentseg.bitstream import Scaling
 from latentseg.engine import bundle as bundle_module
 from latentseg.engine.bundle import Bundle, add_variant, load_bundle, write_bundle
 from latentseg.errors import ArtifactError, InputError, OutputError, UsageError
@@ -51,6 +53,17 @@ def test_loads_what_was_written(tiny_bundle: Bundle) -> None:
     assert again.parameters("segmenter") == 0
 
 
+def test_a_codebook_is_loaded_as_it_was_written(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    centres = tuple(np.cumsum(np.random.default_rng(0).uniform(0.1, 1, 200)).astype(np.float32).tolist())
+    codec = replace(tiny_bundle.codec, scaling=Scaling("codebook", centres=centres))
+    models = {role: (tiny_bundle.model_path(role), 1.0, 0) for role in tiny_bundle.roles}
+    written = write_bundle(tmp_path / "written", "books", codec, models, CLASSES)
+    assert written.codec == codec
+    header = written.header(16, 24)
+    assert header.scaling.centres == centres
+    assert (header.levels, header.size) == (200, 200 + 2 * 804)
+
+
 @pytest.mark.parametrize(
     ("where", "value", "says"),
     [
@@ -87,7 +100,15 @@ def test_loads_what_was_written(tiny_bundle: Bundle) -> None:
         ("codec.tile", [True, 32], "'codec.tile' is [True, 32], expected [rows, columns]"),
         ("codec.tile", [14, 32, 1], "'codec.tile' is [14, 32, 1], expected [rows, columns]"),
         ("codec.tile", "14x32", "'codec.tile' is '14x32', expected [rows, columns]"),
-        ("codec.scaling.mode", "log", "expected one of tensor, channel, fixed"),
+        ("codec.scaling.mode", "log", "expected one of tensor, channel, fixed, codebook"),
+        ("codec.scaling", {"mode": "codebook"}, "'codec.scaling.centres' is missing, expected a list of numbers"),
+        ("codec.scaling", {"mode": "codebook", "centres": "0,1"}, "(str), expected a list of numbers"),
+        ("codec.scaling", {"mode": "codebook", "centres": [0, True]}, "is [0, True], expected a list of numbers"),
+        ("codec.scaling", {"mode": "codebook", "centres": [0, None]}, "is [0, None], expected a list of numbers"),
+        ("codec.scaling", {"mode": "codebook", "centres": [0, 10**400]}, "'codec.scaling.centres' is refused ("),
+        ("codec.scaling", {"mode": "codebook", "centres": [0, 1e39]}, "(codebook: centre 1 is inf, expected numbers"),
+        ("codec.scaling", {"mode": "codebook", "centres": [1, 1]}, "and centre 0 is 1.0, expected ascending centres"),
+        ("codec.scaling", {"mode": "codebook", "centres": [0, 1, 2]}, "is 3 numbers, expected 129 to 256, as 8 bits"),
         ("codec.scaling.lo", 1e9, "at most hi"),
         ("codec.scaling.hi", ..., "'codec.scaling.hi' is missing"),
         ("files.compressor", ..., "the role is required"),

@@ -1,4 +1,5 @@
-"""`Engine` on the backend "tensorrt", whose GPU and TensorRT are fakes: bytes to labels in batches, as on the CPU."""
+"""`Engine` on the backend "tensorrt", whose GPU and TensorRT are fakes: bytes to labels and frames to bytes in batches,
+as on the CPU."""
 
 from __future__ import annotations
 
@@ -7,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _fake_engines import write_fake_engine
-from _fused_setup import SIZE, Setup, payloads_of, truth
+from _fake_engines import Context, write_fake_engine
+from _fused_setup import SIZE, Setup, frames_of, payloads_of, truth
+from PIL import Image
 
+from latentseg import cli
 from latentseg.bitstream import Writer
 from latentseg.engine import Engine
+from latentseg.engine.roles import Compressor
 from latentseg.engine.sources import open_source
-from latentseg.errors import ArtifactError, UsageError
+from latentseg.errors import ArtifactError, InputError, UsageError
 
 COUNT = 7
 
@@ -105,3 +109,113 @@ def test_what_is_refused(machine: Setup, payloads: list[bytes], tmp_path: Path) 
     ):
         engine.segment(path)
     assert "latentseg build" in (caught.value.hint or "")
+
+
+# --- frames to bytes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(machine: Setup, tmp_path: Path) -> Path:
+    """A folder of frames, and the engine that compresses them."""
+    write_fake_engine(machine.bundle, machine.cuda, "compressor")
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index, frame in enumerate(frames_of(COUNT)):
+        Image.fromarray(frame).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_a_stream_is_the_cpu_engines_to_the_last_byte(
+    machine: Setup, pictures: Path, tmp_path: Path, batch: int
+) -> None:
+    with Engine(machine.bundle) as cpu:
+        expected = cpu.encode(pictures, tmp_path / "cpu.lseg")
+    seen: list[int] = []
+    with Engine(machine.bundle, "tensorrt", threads=2, batch=batch) as engine:
+        for name in ("a.lseg", "b.lseg"):  # the second run takes the device again
+            found = engine.encode(pictures, tmp_path / name, on_frame=lambda run: seen.append(run.frames))
+            assert (found.frames, found.bytes, found.payload_bytes, found.lost) == (
+                COUNT, expected.bytes, expected.payload_bytes, 0
+            )  # fmt: skip
+            assert (tmp_path / name).read_bytes() == (tmp_path / "cpu.lseg").read_bytes()
+            assert machine.clean
+        assert engine.encode(pictures, tmp_path / "c.lseg", limit=2).frames == 2
+    assert seen == [*range(1, COUNT + 1)] * 2
+
+
+def test_the_command_line_encodes_on_the_gpu(
+    machine: Setup, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["encode", str(pictures), "--bundle", str(machine.bundle.path), "-q"]
+    assert cli.main([*options, "-o", str(tmp_path / "cpu.lseg")]) == 0
+    gpu = [*options, "--backend", "tensorrt", "-o", str(tmp_path / "gpu.lseg")]
+    assert cli.main(gpu) == ArtifactError.exit_code  # the default of 8 frames is above this engine's profile
+    shown = capsys.readouterr().err
+    assert "outside the engine's profile" in shown
+    assert "--role compressor" in shown
+    assert cli.main([*gpu, "--batch", "3", "--threads", "2", "--overwrite"]) == 0
+    assert (tmp_path / "gpu.lseg").read_bytes() == (tmp_path / "cpu.lseg").read_bytes()
+    assert cli.main([*options, "-o", str(tmp_path / "c.lseg"), "--batch", "3"]) == UsageError.exit_code
+    for path in (machine.bundle.path / "engines").glob("compressor*"):
+        path.unlink()
+    assert cli.main([*gpu, "--overwrite"]) == ArtifactError.exit_code
+    assert "build" in (shown := capsys.readouterr().err)
+    assert "--role compressor --precision fp32" in shown
+
+
+@pytest.mark.parametrize("with_frames", [False, True])
+def test_labels_of_frames_by_way_of_their_bytes(machine: Setup, pictures: Path, with_frames: bool) -> None:
+    with Engine(machine.bundle) as cpu:
+        expected = list(cpu.segment(pictures, with_frames=with_frames))
+    with Engine(machine.bundle, "tensorrt", batch=3) as engine:
+        found = list(engine.segment(pictures, with_frames=with_frames))
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        assert (b.index, b.payload_bytes) == (index, a.payload_bytes)
+        assert np.array_equal(a.labels, b.labels)
+        assert {"read", "pad", "compress", "entropy_encode", "plan", "gpu"} <= b.timings_ms.keys()
+        assert (b.rgb is not None) == with_frames
+        assert not with_frames or np.array_equal(a.rgb, b.rgb)
+
+
+def test_a_sender_without_a_receiver_is_freed(machine: Setup, pictures: Path) -> None:
+    for path in (machine.bundle.path / "engines").glob("segmenter*"):
+        path.unlink()
+    with (
+        Engine(machine.bundle, "tensorrt", batch=2) as engine,
+        pytest.raises(ArtifactError, match="engine of its segmenter"),
+    ):
+        engine.segment(pictures)
+    assert machine.clean
+
+
+def test_a_latent_without_symbols_ends_the_stream_behind_the_frames_before_it(
+    machine: Setup, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both backends say the same, name the frame, and leave a stream that is readable to the frame before."""
+    marked = frames_of(COUNT)[4, 0, 0]
+    compute, latents = Context.compute, Compressor.latents
+
+    def spoiled(frames: np.ndarray, found: np.ndarray) -> np.ndarray:
+        found[(frames[:, 0, 0] == marked).all(axis=1), 1, 2, 3] = np.nan
+        return found
+
+    def on_gpu(self: Context, array: np.ndarray) -> np.ndarray:
+        found = compute(self, array)
+        return spoiled(array, found) if found.ndim == 4 else found
+
+    monkeypatch.setattr(Context, "compute", on_gpu)
+    monkeypatch.setattr(Compressor, "latents", lambda self, frames: spoiled(frames, latents(self, frames)))
+    said = []
+    for backend in ("onnxruntime", "tensorrt"):
+        path = tmp_path / f"{backend}.lseg"
+        with (
+            Engine(machine.bundle, backend, batch=3 if backend == "tensorrt" else None) as engine,
+            pytest.raises(InputError) as caught,
+        ):
+            engine.encode(pictures, path)
+        said.append(str(caught.value))
+        with Engine(machine.bundle) as cpu:
+            assert [result.index for result in cpu.segment(path)] == [0, 1, 2, 3]
+    assert said[0] == said[1]
+    assert said[0].startswith("frame 4: latent holds 1 values that are not finite, the first (nan) at (1, 2, 3)")

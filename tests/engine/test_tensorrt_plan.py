@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentseg.bitstream import Scaling, StreamHeader
-from latentseg.engine.tensorrt.plan import FIRST_BUCKET, bucket_of, plan_buffers
+from latentseg.engine.tensorrt.plan import FIRST_BUCKET, bucket_of, plan_buffers, plan_sender
 from latentseg.errors import ArtifactError
 from latentseg.kernels import entropy
 from latentseg.kernels.gpu.batch import plan_batch
@@ -69,3 +69,28 @@ def test_batches_of_like_payloads_share_a_graph() -> None:
 def test_a_batch_that_the_decoder_cannot_take_is_refused_before_memory_is_taken() -> None:
     with pytest.raises(ArtifactError, match="a batch of 33 frames, 2214592512 symbols"):
         plan_buffers(header((1, 8192, 8192)), 8, 33, 2)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "tensor", "channel"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 8, 11), (32, 135, 240)])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_senders_buffers_hold_the_largest_batch(mode: str, shape: tuple[int, int, int], frames: int) -> None:
+    scaling = Scaling("fixed", 0.0, 255.0) if mode == "fixed" else Scaling(mode)  # type: ignore[arg-type]
+    plan = plan_sender(StreamHeader(bytes(32), shape, 8, scaling), 8, frames)
+    assert plan.size == (8 * shape[1], 8 * shape[2])
+    assert plan.input_shape(frames) == (frames, *plan.size, 3)
+    assert plan.output_shape(frames) == (frames, *shape)
+    assert math.prod(plan.input_shape(frames)) == plan.room_bytes(frames) <= plan.room
+    assert plan.latent == 4 * math.prod(plan.output_shape(frames))
+    assert plan.partial == plan.rows(frames).partial_bytes
+    # Flags, ranges and symbols lie apart, each where TensorRT's and the kernels' alignment wants it.
+    rows = frames * (shape[0] if mode == "channel" else 1)
+    assert plan.rows(frames).rows == rows
+    assert 4 * rows <= plan.ranges <= plan.ranges + 8 * rows <= plan.symbols
+    assert plan.ranges % 256 == plan.symbols % 256 == 0
+    assert plan.symbols + frames * math.prod(shape) == plan.result_bytes(frames) <= plan.result
+    assert plan.host_bytes == plan.room + plan.result
+    assert plan.key(frames) != plan.key(frames + 1)
+    assert plan.operations(frames) == {"fixed": 4, "tensor": 5, "channel": 5}[mode] + (
+        mode == "tensor" and shape[0] == 32
+    )
