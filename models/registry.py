@@ -19,7 +19,7 @@ from ..errors import UsageError, missing_extra
 if TYPE_CHECKING:
     from torch import nn
 
-Kind = Literal["codec", "rgb_segmenter", "latent_segmenter"]
+Kind = Literal["codec", "rgb_segmenter", "latent_segmenter", "rgb_classifier", "latent_classifier"]
 Factory = Callable[..., "nn.Module"]
 
 
@@ -47,6 +47,27 @@ def _paper_latent(d: int) -> Entry:
     return Entry("kakaiya_segmenters:kakaiya_latent_segmenter", "latent_segmenter", text, (("d", d),))
 
 
+def _torfason_codec(channels: int) -> Entry:
+    text = f"autoencoder of Torfason et al. 2018: {channels} channels at 1/8 resolution, 6 learned centres"
+    return Entry("torfason_codec:torfason_codec", "codec", text, (("channels", channels),))
+
+
+def _torfason_classifier(depth: int, latent: bool) -> Entry:
+    if latent:
+        text = f"cResNet-{depth} of Torfason et al. 2018: no root and no conv2, on latents at 1/8 resolution"
+        return Entry("torfason_resnet:torfason_cresnet", "latent_classifier", text, (("depth", depth),))
+    text = f"ResNet-{depth} of Torfason et al. 2018"
+    return Entry("torfason_resnet:torfason_resnet", "rgb_classifier", text, (("depth", depth),))
+
+
+def _torfason_segmenter(depth: int, latent: bool) -> Entry:
+    if latent:
+        text = f"DeepLab of Torfason et al. 2018: dilated cResNet-{depth} on latents, atrous pyramid"
+        return Entry("torfason_deeplab:torfason_deeplab_latent", "latent_segmenter", text, (("depth", depth),))
+    text = f"DeepLab of Torfason et al. 2018: dilated ResNet-{depth}, atrous pyramid"
+    return Entry("torfason_deeplab:torfason_deeplab_rgb", "rgb_segmenter", text, (("depth", depth),))
+
+
 _ENTRIES: dict[str, Entry] = {
     "kakaiya-codec-d1": _paper_codec(1),
     "kakaiya-codec-d2": _paper_codec(2),
@@ -59,6 +80,19 @@ _ENTRIES: dict[str, Entry] = {
     "kakaiya-latent-d1": _paper_latent(1),
     "kakaiya-latent-d2": _paper_latent(2),
     "kakaiya-latent-d3": _paper_latent(3),
+    "torfason-codec-c8": _torfason_codec(8),
+    "torfason-codec-c16": _torfason_codec(16),
+    "torfason-codec-c32": _torfason_codec(32),
+    "torfason-resnet50": _torfason_classifier(50, latent=False),
+    "torfason-resnet71": _torfason_classifier(71, latent=False),
+    "torfason-cresnet39": _torfason_classifier(39, latent=True),
+    "torfason-cresnet51": _torfason_classifier(51, latent=True),
+    "torfason-cresnet72": _torfason_classifier(72, latent=True),
+    "torfason-deeplab-resnet50": _torfason_segmenter(50, latent=False),
+    "torfason-deeplab-resnet71": _torfason_segmenter(71, latent=False),
+    "torfason-deeplab-cresnet39": _torfason_segmenter(39, latent=True),
+    "torfason-deeplab-cresnet51": _torfason_segmenter(51, latent=True),
+    "torfason-deeplab-cresnet72": _torfason_segmenter(72, latent=True),
     "compact-codec": Entry(
         "compact:compact_codec", "codec", "our own codec: 1/8 resolution, trained for rate with a Laplace context model"
     ),
@@ -67,6 +101,18 @@ _ENTRIES: dict[str, Entry] = {
     ),
     "compact-latent": Entry(
         "compact:compact_latent_segmenter", "latent_segmenter", "the same trunk and head on the compact codec's latents"
+    ),
+    "compact-resnet": Entry(
+        "compact_resnet:compact_resnet", "rgb_classifier", "compact ResNet with root and conv2, for images of 64x64"
+    ),
+    "compact-cresnet": Entry(
+        "compact_resnet:compact_cresnet", "latent_classifier", "the same without root and conv2, on latents at 1/8"
+    ),
+    "compact-deeplab": Entry(
+        "compact_resnet:compact_deeplab", "rgb_segmenter", "compact dilated ResNet with root and conv2, atrous pyramid"
+    ),
+    "compact-cdeeplab": Entry(
+        "compact_resnet:compact_cdeeplab", "latent_segmenter", "the same without root and conv2, on latents at 1/8"
     ),
 }
 
@@ -117,19 +163,28 @@ def _torch_needed() -> Iterator[None]:
         raise
 
 
+def _factory(name: str) -> Factory:
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    module, _, attribute = entry(name).target.partition(":")
+    with _torch_needed():
+        factory: Factory = getattr(importlib.import_module(f".{module}", __package__), attribute)
+    return factory
+
+
+def open_options(name: str) -> dict[str, Any]:
+    """The options that a network's name leaves open, and their defaults. Raises UsageError for an unknown name."""
+    fixed = dict(entry(name).options)
+    return {key: p.default for key, p in inspect.signature(_factory(name)).parameters.items() if key not in fixed}
+
+
 def create(name: str, **options: Any) -> nn.Module:
     """Build the network registered as `name`, freshly initialised.
 
     Raises UsageError for an unknown name or an option that the network does not have, and BackendMissingError
     without torch.
     """
-    row = entry(name)
-    factory = _FACTORIES.get(name)
-    if factory is None:
-        module, _, attribute = row.target.partition(":")
-        with _torch_needed():
-            factory = getattr(importlib.import_module(f".{module}", __package__), attribute)
-    assert factory is not None
+    row, factory = entry(name), _factory(name)
     merged = {**dict(row.options), **options}
     fixed = sorted(set(options) & {key for key, _ in row.options})
     if fixed:
@@ -137,6 +192,6 @@ def create(name: str, **options: Any) -> nn.Module:
     try:
         inspect.signature(factory).bind(**merged)
     except TypeError as error:
-        known = [key for key in inspect.signature(factory).parameters if key not in dict(row.options)]
-        raise UsageError(f"model '{name}': {error}", hint=f"its options: {', '.join(known) or 'none'}") from None
+        known = ", ".join(open_options(name)) or "none"
+        raise UsageError(f"model '{name}': {error}", hint=f"its options: {known}") from None
     return factory(**merged)

@@ -1,7 +1,7 @@
-"""The parts of a deep-stem, dilated ResNet-50 (output stride 8), as DGCNet and Kakaiya et al. use them.
+"""Bottlenecks, and the parts of a deep-stem, dilated ResNet-50 (output stride 8) as DGCNet and Kakaiya et al. use it.
 
 A stage is a sequence of bottleneck blocks; the segmenters put the stages together, because the compressed-domain one
-starts at layer3.
+starts at layer3. The networks of Torfason et al. are built of the same blocks (`torfason_resnet.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 with stride and dilation, 1x1 to 4 * mid channels, each with batch norm; plus the shortcut; ReLU.
+    """1x1, 3x3 with dilation, 1x1 to 4 * mid channels, each with batch norm; plus the shortcut; ReLU.
 
+    The stride is the 3x3's, or with `stride_first` the first 1x1's, as in the first ResNets (He et al. 2016).
     The shortcut is the input itself, or a 1x1 convolution with batch norm where `project` asks for one.
     """
 
-    def __init__(self, inputs: int, mid: int, *, stride: int = 1, dilation: int = 1, project: bool = False) -> None:
+    def __init__(
+        self, inputs: int, mid: int, *, stride: int = 1, dilation: int = 1, project: bool = False,
+        stride_first: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         outputs = EXPANSION * mid
-        self.conv1 = nn.Conv2d(inputs, mid, 1, bias=False)
+        first, second = (stride, 1) if stride_first else (1, stride)
+        self.conv1 = nn.Conv2d(inputs, mid, 1, stride=first, bias=False)
         self.bn1 = nn.BatchNorm2d(mid)
-        self.conv2 = nn.Conv2d(mid, mid, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = nn.Conv2d(mid, mid, 3, stride=second, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(mid)
         self.conv3 = nn.Conv2d(mid, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -43,9 +48,11 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.relu(y + (x if self.shortcut is None else self.shortcut(x))))
 
 
-def stage(inputs: int, mid: int, dilations: Sequence[int], *, stride: int = 1) -> nn.Sequential:
+def stage(
+    inputs: int, mid: int, dilations: Sequence[int], *, stride: int = 1, stride_first: bool = False
+) -> nn.Sequential:
     """One bottleneck a dilation; the first takes the stride and projects its shortcut. `inputs` -> 4 * mid channels."""
-    blocks = [Bottleneck(inputs, mid, stride=stride, dilation=dilations[0], project=True)]
+    blocks = [Bottleneck(inputs, mid, stride=stride, dilation=dilations[0], project=True, stride_first=stride_first)]
     blocks += [Bottleneck(EXPANSION * mid, mid, dilation=dilation) for dilation in dilations[1:]]
     return nn.Sequential(*blocks)
 

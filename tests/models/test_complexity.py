@@ -180,3 +180,13 @@ def test_stem_cost(size: tuple[int, int], cost: float) -> None:
     with torch.device("meta"):
         stem = resnet.deep_stem()
     assert count(stem, (1, 3, *size)).table_rule / GIGA == pytest.approx(cost, abs=0.005)
+
+
+# --- Torfason et al. 2018 ---
+
+
+@pytest.mark.parametrize(("channels", "macs"), [(8, 3.497), (16, 3.517), (32, 3.557)])
+def test_encoder(channels: int, macs: float) -> None:
+    codec = build(f"torfason-codec-c{channels}")
+    assert count(codec.compressor, (1, 3, 224, 224)).macs / GIGA == pytest.approx(macs, abs=0.0005)
+    assert count(codec.decompressor, (1, channels, 28, 28)).macs / GIGA == pytest.approx(3.5, abs=0.02)

@@ -21,11 +21,33 @@ def test_names_are_stable() -> None:
         "kakaiya-latent-d1",
         "kakaiya-latent-d2",
         "kakaiya-latent-d3",
+        "torfason-codec-c8",
+        "torfason-codec-c16",
+        "torfason-codec-c32",
+        "torfason-resnet50",
+        "torfason-resnet71",
+        "torfason-cresnet39",
+        "torfason-cresnet51",
+        "torfason-cresnet72",
+        "torfason-deeplab-resnet50",
+        "torfason-deeplab-resnet71",
+        "torfason-deeplab-cresnet39",
+        "torfason-deeplab-cresnet51",
+        "torfason-deeplab-cresnet72",
         "compact-codec",
         "compact-rgb",
         "compact-latent",
+        "compact-resnet",
+        "compact-cresnet",
+        "compact-deeplab",
+        "compact-cdeeplab",
     ]
-    assert registry.names("rgb_segmenter") == ["kakaiya-rgb", "compact-rgb"]
+    assert registry.names("rgb_segmenter") == [
+        "kakaiya-rgb", "torfason-deeplab-resnet50", "torfason-deeplab-resnet71", "compact-rgb", "compact-deeplab",
+    ]  # fmt: skip
+    assert registry.names("latent_classifier") == [
+        "torfason-cresnet39", "torfason-cresnet51", "torfason-cresnet72", "compact-cresnet",
+    ]  # fmt: skip
 
 
 def test_importing_the_registry_imports_no_torch() -> None:
