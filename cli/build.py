@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frames = parser.add_argument_group("real frames, for fp16 and int8")
     frames.add_argument("--frames", type=Path, metavar="PATH", help="a folder of images or videos, or a video")
     frames.add_argument("--data", type=Path, metavar="DIR", help="or a labelled data set, which gives an mIoU too")
-    frames.add_argument("--layout", metavar="NAME", help="of --data: camvid or cityscapes (default: camvid)")
+    frames.add_argument("--layout", metavar="NAME", help="of --data: camvid, cityscapes or voc (default: camvid)")
     frames.add_argument("--split", metavar="NAME", help="of --data (default: train)")
     frames.add_argument(
         "--calibration", type=_common.positive, metavar="N", help="frames that int8 is calibrated on (default: 64)"

@@ -3,28 +3,45 @@
     latentseg eval codec runs/codec --frames FOLDER
     latentseg eval segmenter runs/latent --codec runs/codec --data CAMVID --split val
     latentseg eval segmenter runs/rgb --decoded-by runs/codec --data CAMVID --split val
+    latentseg eval classifier runs/names --codec runs/codec --data IMAGES --layout imagefolder
 
 Codec: PSNR, SSIM, bpp of real bytes and compression factor against 24-bit RGB. Segmenter: mIoU, IoU and Dice of every
-class, Dice averaged over classes (macro, from the pooled confusion matrix), pixel accuracy.
+class, Dice averaged over classes (macro, from the pooled confusion matrix), pixel accuracy. Classifier: top-1, top-5
+(of all classes, where there are fewer), and with a codec the bpp of its real bytes: a frame an image, and (sheet_bpp)
+many images laid side by side in a frame, where framing costs next to nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, VerificationError, missing_extra
-from . import _common
+from . import _common, _training
 
-HELP = "score a codec or a segmenter on labelled data"
+if TYPE_CHECKING:
+    from ..training.checkpoint import Weights
+    from ..training.image_sets import Image
+
+HELP = "score a codec, a segmenter or a classifier on labelled data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter")
+    sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter|classifier")
     codec = sub.add_parser("codec", help="rate and distortion", allow_abbrev=False)
     codec.add_argument("weights", type=Path, metavar="RUN", help="a run's folder, or its model.safetensors")
-    codec.add_argument("--frames", required=True, metavar="PATH", help="folder of images or videos, or a video file")
+    source = codec.add_mutually_exclusive_group(required=True)
+    source.add_argument("--frames", metavar="PATH", help="folder of images or videos, or a video file")
+    source.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="root of a classified data set: its images, as they are or, with --size, their centres",
+    )
+    _training.add_classified(codec, "val, of idx test")
+    codec.add_argument("--size", type=_common.positive, metavar="SIDE", help="side of the images' centres")
     codec.add_argument(
         "--every", type=_common.positive, default=1, metavar="N", help="take every n-th frame (default: 1)"
     )
@@ -38,10 +55,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--decoded-by", type=Path, metavar="RUN", help="send frames through this codec before an RGB segmenter"
     )
     segmenter.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
-    segmenter.add_argument("--layout", default="camvid", help="camvid or cityscapes (default: %(default)s)")
+    segmenter.add_argument("--layout", default="camvid", help="camvid, cityscapes or voc (default: %(default)s)")
     segmenter.add_argument("--split", default="val", help="default: %(default)s")
     segmenter.add_argument("--floor", type=float, metavar="MIOU", help="exit with 5 if the mIoU is below this")
     _common.add_json(segmenter, "the scores")
+
+    classifier = sub.add_parser("classifier", help="top-1, top-5", allow_abbrev=False)
+    classifier.add_argument("weights", type=Path, metavar="RUN", help="a run's folder, or its model.safetensors")
+    classifier.add_argument("--codec", type=Path, metavar="RUN", help="the codec of a latent classifier")
+    classifier.add_argument(
+        "--decoded-by", type=Path, metavar="RUN", help="send images through this codec before an RGB classifier"
+    )
+    classifier.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
+    _training.add_classified(classifier, "val, of idx test")
+    classifier.add_argument("--size", type=_common.positive, help="side of the centres (default: that of its training)")
+    classifier.add_argument("--coder", choices=_common.CODERS, default=_common.CODERS[0], help="default: %(default)s")
+    classifier.add_argument("--floor", type=float, metavar="TOP1", help="exit with 5 if top-1 is below this")
+    _common.add_json(classifier, "the scores")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,14 +79,15 @@ def run(args: argparse.Namespace) -> int:
         import torch  # noqa: F401
     except ImportError:
         raise missing_extra("torch", "train") from None
-    scores = _codec(args) if args.what == "codec" else _segmenter(args)
+    scores = {"codec": _codec, "segmenter": _segmenter, "classifier": _classifier}[args.what](args)
     if args.json:
         _common.emit(scores)
     else:
         print(_common.table(_rows(scores)))
     floor = getattr(args, "floor", None)
-    if floor is not None and not scores["miou"] >= floor:  # so that a floor of nan does not pass
-        raise VerificationError(f"mIoU is {scores['miou']:.4f}, below the floor of {floor}")
+    name, key = ("mIoU", "miou") if args.what == "segmenter" else ("top-1", "top1")
+    if floor is not None and not scores[key] >= floor:  # so that a floor of nan does not pass
+        raise VerificationError(f"{name} is {scores[key]:.4f}, below the floor of {floor}")
     return 0
 
 
@@ -74,10 +105,30 @@ def _codec(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.checkpoint import load_weights
     from ..training.data import read_frames
     from ..training.evaluate import evaluate_codec
+    from ..training.image_sets import CentreViews
 
     codec = load_weights(args.weights, kinds=("codec",)).build()
-    frames = read_frames(Path(args.frames), every=args.every)
+    frames: Sequence[Image]
+    if args.data is None:
+        frames = read_frames(Path(args.frames), every=args.every)
+    else:
+        images = _training.classified(args, None)
+        frames = CentreViews(images, args.size) if args.size else images.images
     return evaluate_codec(codec, frames, coder=args.coder, progress=not args.quiet)
+
+
+def _codec_of(weights: Weights, path: Path | None, what: str) -> Weights | None:
+    """The codec in `path`, if any, where it is the one whose latents the network learned."""
+    from ..training.checkpoint import load_weights
+
+    codec = load_weights(path, kinds=("codec",)) if path else None
+    trained_on = weights.facts["settings"].get("codec")
+    if codec is not None and codec.content_id != trained_on:
+        raise UsageError(
+            f"the {what} was trained on codec {trained_on[:16]}, found {codec.content_id[:16]}",
+            hint="give the --codec of its training",
+        )
+    return codec
 
 
 def _segmenter(args: argparse.Namespace) -> dict[str, Any]:
@@ -94,13 +145,7 @@ def _segmenter(args: argparse.Namespace) -> dict[str, Any]:
             f"'{weights.network}' is {'a latent' if latent else 'an RGB'} segmenter",
             hint="a latent segmenter needs --codec; an RGB one takes --decoded-by, or neither",
         )
-    codec = load_weights(args.codec, kinds=("codec",)) if args.codec else None
-    trained_on = weights.facts["settings"].get("codec")
-    if codec is not None and codec.content_id != trained_on:
-        raise UsageError(
-            f"the segmenter was trained on codec {trained_on[:16]}, found {codec.content_id[:16]}",
-            hint="give the --codec of its training",
-        )
+    codec = _codec_of(weights, args.codec, "segmenter")
     classes, pairs = labelled(args.layout, args.data, args.split)
     if weights.options["classes"] != len(classes.names):
         raise UsageError(
@@ -112,4 +157,24 @@ def _segmenter(args: argparse.Namespace) -> dict[str, Any]:
     return evaluate_segmenter(
         weights.build(), samples, classes, codec=codec.build() if codec else None, before=before, total=len(pairs),
         progress=not args.quiet,
+    )  # fmt: skip
+
+
+def _classifier(args: argparse.Namespace) -> dict[str, Any]:
+    from ..training.checkpoint import load_weights
+    from ..training.evaluate_classifier import evaluate_classifier
+    from ..training.image_sets import check_names, settings_names
+    from ..training.train_classifier import KINDS, check_input
+
+    weights = load_weights(args.weights, kinds=KINDS)
+    check_input(weights.network, codec=args.codec is not None, decoded_by=args.decoded_by is not None)
+    codec = _codec_of(weights, args.codec, "classifier")
+    if args.decoded_by:
+        codec = load_weights(args.decoded_by, kinds=("codec",))
+    settings = weights.facts["settings"]
+    images = _training.classified(args, None)
+    check_names(images.names, settings_names(settings), "the classifier")
+    return evaluate_classifier(
+        weights.build(), images, args.size or settings["classifier"]["size"], codec=codec.build() if codec else None,
+        decoded=args.decoded_by is not None, coder=args.coder, progress=not args.quiet,
     )  # fmt: skip

@@ -1,45 +1,64 @@
-"""Train a codec, a segmenter, or both together.
+"""Train a codec, a segmenter, a classifier, or a codec together with one of them.
 
     latentseg train codec --frames FOLDER --target-bpp 0.4 --steps 6000 --out runs/codec
     latentseg train segmenter --network compact-latent --codec runs/codec --data CAMVID --steps 3000 --out runs/latent
+    latentseg train classifier --network compact-cresnet --codec runs/codec --data IMAGES --steps 3000 --out runs/names
     latentseg train joint --codec runs/codec --target-bpp 0.4 --data CAMVID --steps 3000 --out runs/joint
     latentseg train average runs/joint runs/joint-2 --out runs/mean
+    latentseg train classifier --config torfason-resnet50 --data IMAGENET --out runs/resnet50
 
-`joint` goes on with a trained codec while a segmenter of its latents learns, so that bits go where classes need them;
-its results are RUN/codec and RUN/segmenter. A run's folder holds `log.jsonl` (a line an interval), `state.safetensors`
-(for --resume after a kill) and, at the end, `model.safetensors` (averaged weights), which `eval` and `export` take.
-`average` takes the mean of finished runs' weights, which helps where one went on from the other.
+`joint` goes on with a trained codec while a segmenter or classifier of its latents learns, so that bits go where
+classes need them; its results are RUN/codec and RUN/segmenter or RUN/classifier. A run's folder holds `log.jsonl` (a
+line an interval), `state.safetensors` (for --resume after a kill) and, at the end, `model.safetensors` (averaged
+weights), which `eval` and `export` take. `average` takes the mean of finished runs' weights, which helps where one went
+on from the other. `--config` takes flags from a file; training/configs/ has those of Torfason et al.'s full networks.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError, missing_extra
-from . import _common
+from . import _common, _training
 
 if TYPE_CHECKING:
+    from ..training.image_sets import Image, ImageSet
     from ..training.loop import LoopConfig
+    from ..training.train_classifier import ClassifierConfig
 
-HELP = "train a codec, a segmenter, or both together"
+HELP = "train a codec, a segmenter or a classifier, or a codec together with one"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter|joint|average")
-    codec = sub.add_parser("codec", help="a codec, on any folder of images or videos", allow_abbrev=False)
-    codec.add_argument("--network", default="compact-codec", help="registry name (default: %(default)s)")
-    codec.add_argument("--frames", required=True, metavar="PATH", help="folder of images or videos, or a video file")
+    sub = parser.add_subparsers(
+        dest="what", required=True, metavar="codec|segmenter|classifier|joint|average",
+        parser_class=_training.PresetParser,
+    )  # fmt: skip
+    codec = sub.add_parser("codec", help="a codec, on any images", allow_abbrev=False)
+    _training.add_network(codec, "compact-codec", "registry name")
+    source = codec.add_mutually_exclusive_group(required=True)
+    source.add_argument("--frames", metavar="PATH", help="folder of images or videos, or a video file")
+    source.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="root of a classified data set: its images, as they are or, with --size, their centres",
+    )
+    _training.add_classified(codec, "train")
+    codec.add_argument("--size", type=_common.positive, metavar="SIDE", help="side of the images' centres")
     codec.add_argument(
         "--every", type=_common.positive, default=1, metavar="N", help="take every n-th frame (default: 1)"
     )
     codec.add_argument(
         "--target-bpp", type=float, metavar="BPP",
-        help="rate that training steers to: compact-codec's own rate model, averaged over the training crops",
+        help="rate that training steers to: compact-codec's own rate model, averaged over the training crops; with "
+        "learned centres, real bytes",
     )  # fmt: skip
     codec.add_argument(
-        "--channels", type=_common.positive, metavar="C", help="latent channels of compact-codec (default: 32)"
+        "--beta", type=float, help="weight of the entropy above its target, with learned centres (default: 600)"
     )
     codec.add_argument("--patch", type=_common.positive, default=256, help="side of the crops (default: %(default)s)")
     codec.add_argument(
@@ -47,71 +66,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="range of the crops' random rescaling (default: 0.7 1.2)",
     )  # fmt: skip
     codec.add_argument("--init", type=Path, metavar="RUN", help="start from these weights instead of the PCA")
-    _add_loop(codec, lr=6e-4, weight_decay=0.0)
+    _training.add_loop(codec, lr=6e-4, weight_decay=0.0)
 
     segmenter = sub.add_parser("segmenter", help="a segmenter, on a labelled data set", allow_abbrev=False)
-    segmenter.add_argument("--network", default="compact-latent", help="registry name (default: %(default)s)")
+    _training.add_network(segmenter, "compact-latent", "registry name")
     segmenter.add_argument("--codec", type=Path, metavar="RUN", help="the frozen codec of a latent segmenter")
-    segmenter.add_argument("--init", type=Path, metavar="RUN", help="start from these weights instead of random ones")
-    _add_labelled(segmenter)
-    _add_loop(segmenter, lr=1e-3, weight_decay=0.02)
+    segmenter.add_argument(
+        "--init", type=Path, metavar="RUN",
+        help="start from these weights instead of random ones: of the network, or of a classifier with its backbone",
+    )  # fmt: skip
+    _training.add_labelled(segmenter)
+    _training.add_loop(segmenter, lr=1e-3, weight_decay=0.02)
 
-    joint = sub.add_parser("joint", help="a segmenter of latents and its codec, together", allow_abbrev=False)
-    joint.add_argument("--network", default="compact-latent", help="the segmenter (default: %(default)s)")
+    classifier = sub.add_parser("classifier", help="a classifier, on classified images", allow_abbrev=False)
+    _training.add_network(classifier, "compact-cresnet", "registry name")
+    classifier.add_argument("--codec", type=Path, metavar="RUN", help="the frozen codec of a latent classifier")
+    classifier.add_argument(
+        "--decoded-by", type=Path, metavar="RUN", help="a codec whose decoded images an RGB classifier learns from"
+    )
+    classifier.add_argument("--init", type=Path, metavar="RUN", help="start from these weights instead of random ones")
+    classifier.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
+    _training.add_classified(classifier, "train")
+    classifier.add_argument(
+        "--size", type=_common.positive, default=64, help="side of the views (default: %(default)s)"
+    )
+    _training.add_views(classifier)
+    _training.add_loop(classifier, lr=1e-3, weight_decay=0.02, batch=64)
+
+    joint = sub.add_parser("joint", help="a segmenter or classifier of latents and its codec", allow_abbrev=False)
+    _training.add_network(joint, "compact-latent", "the segmenter or classifier")
     joint.add_argument("--codec", required=True, type=Path, metavar="RUN", help="the trained codec to go on with")
     joint.add_argument(
         "--target-bpp", required=True, type=float, metavar="BPP", help="rate that training holds the codec to"
     )
     joint.add_argument(
-        "--task-weight", type=float, default=2.0, metavar="W",
-        help="weight of the segmentation loss against rate and distortion (default: %(default)s)",
-    )  # fmt: skip
+        "--init", type=Path, metavar="RUN", help="start with this segmenter or classifier, not a fresh one"
+    )
+    joint.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
     joint.add_argument(
+        "--layout", help="camvid, cityscapes or voc; of classifiers imagefolder or idx (default: the first)"
+    )
+    joint.add_argument("--split", help="default: train")
+    joint.add_argument(
+        "--size", type=_common.positive, nargs="+", metavar="SIDE",
+        help="of the augmented views: height and width; of classifiers one side (default: 360 480, or 64)",
+    )  # fmt: skip
+    task = joint.add_argument_group("segmenters")
+    task.add_argument(
+        "--task-weight", type=float, metavar="W",
+        help="weight of the segmentation loss against rate and distortion (default: 2)",
+    )  # fmt: skip
+    task.add_argument(
         "--teacher", type=Path, metavar="RUN", help="an RGB segmenter whose probabilities to learn as well"
     )
-    joint.add_argument(
-        "--init", type=Path, metavar="RUN", help="start with the segmenter of this joint run instead of a fresh one"
-    )
-    joint.add_argument(
-        "--hint-steps", type=int, default=0, metavar="N",
+    task.add_argument(
+        "--hint-steps", type=int, metavar="N",
         help="start with the teacher's trunk, and for the first N of the steps let the entry alone learn its features",
     )  # fmt: skip
-    _add_labelled(joint)
-    _add_loop(joint, lr=1e-3, weight_decay=0.02)
+    task = joint.add_argument_group("classifiers")
+    task.add_argument(
+        "--gamma", type=float, help="weight of the codec's loss against the cross-entropy (default: 0.001)"
+    )
+    task.add_argument("--beta", type=float, help="weight of the entropy above its target (default: 600)")
+    task.add_argument(
+        "--limit-per-class", type=_common.positive, metavar="N", help="the first N images of each class only"
+    )
+    _training.add_views(task)
+    _training.add_loop(joint, lr=1e-3, weight_decay=0.02)
 
     average = sub.add_parser("average", help="the mean of finished runs' weights", allow_abbrev=False)
     average.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs of one network, or joint runs")
     average.add_argument("--out", required=True, type=Path, metavar="RUN", help="the folder of the result")
-
-
-def _add_labelled(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
-    parser.add_argument("--layout", default="camvid", help="camvid or cityscapes (default: %(default)s)")
-    parser.add_argument("--split", default="train", help="default: %(default)s")
-    parser.add_argument(
-        "--size", type=_common.positive, nargs=2, default=(360, 480), metavar=("H", "W"),
-        help="canvas of the augmented views (default: 360 480)",
-    )  # fmt: skip
-
-
-def _add_loop(parser: argparse.ArgumentParser, lr: float, weight_decay: float) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--steps", required=True, type=_common.positive)
-    parser.add_argument("--batch", type=_common.positive, default=8, help="default: %(default)s")
-    parser.add_argument("--lr", type=float, default=lr, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=weight_decay, help="default: %(default)s")
-    parser.add_argument("--warmup", type=int, default=200, help="steps of linear warm-up (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--interval",
-        type=_common.positive,
-        default=200,
-        metavar="N",
-        help="steps between checkpoints (default: %(default)s)",
-    )
-    parser.add_argument("--threads", type=_common.positive, default=0, help="default: all cores")
-    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast (slower where the CPU has bfloat16)")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    for leaf in (codec, segmenter, classifier, joint):
+        _training.add_config(leaf)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,34 +151,35 @@ def run(args: argparse.Namespace) -> int:
 
         paths = average_runs(args.runs, args.out)
     else:
-        paths = _train(args)
+        trainings = {"codec": _codec, "segmenter": _segmenter, "classifier": _classifier, "joint": _joint}
+        paths = trainings[args.what](args, _training.loop_config(args))
     _common.note(args, f"wrote {' and '.join(str(path) for path in paths)}")
     return 0
 
 
-def _train(args: argparse.Namespace) -> tuple[Path, ...]:
-    from ..training.loop import LoopConfig
-
-    loop = LoopConfig(
-        steps=args.steps, seed=args.seed, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
-        interval=args.interval, bf16=not args.fp32, threads=args.threads,
-    )  # fmt: skip
-    return {"codec": _codec, "segmenter": _segmenter, "joint": _joint}[args.what](args, loop)
-
-
 def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
+    from ..models import registry
     from ..training.data import read_frames
+    from ..training.image_sets import CentreViews
     from ..training.train_codec import CodecConfig, train_codec
 
     lo, hi = args.scales
     if not 0 < lo <= hi:
         raise UsageError(f"--scales wants 0 < LO <= HI, found {lo} {hi}")
+    if "centres" not in registry.open_options(args.network):
+        _training.refuse(args, ["beta"], args.network, "codec without learned centres")
     config = CodecConfig(target_bpp=args.target_bpp, patch=args.patch, batch=args.batch, scales=(lo, hi))
-    frames = read_frames(Path(args.frames), every=args.every)
-    options = {} if args.channels is None else {"channels": args.channels}
+    if args.beta is not None:
+        config = CodecConfig(**{**vars(config), "beta": args.beta})
+    frames: Sequence[Image]
+    if args.data is None:
+        frames, source = read_frames(Path(args.frames), every=args.every), Path(args.frames)
+    else:
+        images = _training.classified(args, "train")
+        frames, source = CentreViews(images, args.size) if args.size else images.images, args.data
     path = train_codec(
-        args.network, frames, args.out, config, loop, options=options, init=args.init, resume=args.resume,
-        progress=not args.quiet, data_note=f"{len(frames)} frames of {Path(args.frames).name}",
+        args.network, frames, args.out, config, loop, options=_training.options(args), init=args.init,
+        resume=args.resume, progress=not args.quiet, data_note=f"{len(frames)} frames of {source.name}",
     )  # fmt: skip
     return (path,)
 
@@ -165,24 +193,77 @@ def _segmenter(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     config = SegmenterConfig(size=tuple(args.size), batch=args.batch)
     path = train_segmenter(
         args.network, images, labels, len(classes.names), args.out, config, loop, codec=args.codec, init=args.init,
-        resume=args.resume, progress=not args.quiet, data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
+        options=_training.options(args), resume=args.resume, progress=not args.quiet,
+        data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
+    )  # fmt: skip
+    return (path,)
+
+
+def _classified(args: argparse.Namespace, size: int) -> tuple[ImageSet, ClassifierConfig, str]:
+    """A classifier's data, what is done with them, and the note of them."""
+    from ..training.train_classifier import ClassifierConfig
+
+    area = None if args.area is None else (args.area[0], args.area[1])
+    config = ClassifierConfig(size=size, batch=args.batch, area=area, flip=not args.no_flip)
+    images = _training.classified(args, "train")
+    return images, config, f"{args.layout} {args.split or 'train'}, {len(images.images)} images"
+
+
+def _classifier(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
+    from ..training.train_classifier import train_classifier
+
+    images, config, note = _classified(args, args.size)
+    path = train_classifier(
+        args.network, images, args.out, config, loop, codec=args.codec, decoded_by=args.decoded_by, init=args.init,
+        options=_training.options(args), resume=args.resume, progress=not args.quiet, data_note=note,
     )  # fmt: skip
     return (path,)
 
 
 def _joint(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
+    from ..models import registry
+
+    kind = registry.entry(args.network).kind
+    classifies = kind in {"latent_classifier", "rgb_classifier"}
+    others = ["task_weight", "teacher", "hint_steps"] if classifies else [
+        "gamma", "beta", "limit_per_class", "area", "no_flip"
+    ]  # fmt: skip
+    _training.refuse(args, others, args.network, kind)
+    expected = 1 if classifies else 2
+    size: list[int] = args.size or ([64] if classifies else [360, 480])
+    if len(size) != expected:
+        raise UsageError(f"--size of {len(size)} side(s), expected {expected} for '{args.network}', a {kind}")
+    return _joint_classifier(args, loop, size[0]) if classifies else _joint_segmenter(args, loop, (size[0], size[1]))
+
+
+def _joint_classifier(args: argparse.Namespace, loop: LoopConfig, size: int) -> tuple[Path, ...]:
+    from ..training.train_joint_classifier import JointClassifierConfig, train_joint_classifier
+
+    chosen = {name: getattr(args, name) for name in ("gamma", "beta") if getattr(args, name) is not None}
+    config = JointClassifierConfig(args.target_bpp, **chosen)
+    args.layout = args.layout or "imagefolder"
+    images, classifier_config, note = _classified(args, size)
+    return train_joint_classifier(
+        args.network, images, args.out, classifier_config, config, loop, codec=args.codec, init=args.init,
+        options=_training.options(args), resume=args.resume, progress=not args.quiet, data_note=note,
+    )  # fmt: skip
+
+
+def _joint_segmenter(args: argparse.Namespace, loop: LoopConfig, size: tuple[int, int]) -> tuple[Path, ...]:
     from ..training.data import labelled, read_pairs
     from ..training.train_codec import CodecConfig
     from ..training.train_joint import JointConfig, train_joint
     from ..training.train_segmenter import SegmenterConfig
 
-    segmenter_config = SegmenterConfig(size=tuple(args.size), batch=args.batch)
+    segmenter_config = SegmenterConfig(size=size, batch=args.batch)
     codec_config = CodecConfig(target_bpp=args.target_bpp, batch=max(1, args.batch // 2))
-    config = JointConfig(task_weight=args.task_weight, hint_steps=args.hint_steps)
-    classes, pairs = labelled(args.layout, args.data, args.split)
+    chosen = {name: getattr(args, name) for name in ("task_weight", "hint_steps") if getattr(args, name) is not None}
+    config = JointConfig(**chosen)
+    layout, split = args.layout or "camvid", args.split or "train"
+    classes, pairs = labelled(layout, args.data, split)
     images, labels = read_pairs(pairs, classes)
     return train_joint(
         args.network, images, labels, len(classes.names), args.out, segmenter_config, codec_config, config, loop,
-        codec=args.codec, teacher=args.teacher, init=args.init, resume=args.resume, progress=not args.quiet,
-        data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
+        codec=args.codec, teacher=args.teacher, init=args.init, options=_training.options(args), resume=args.resume,
+        progress=not args.quiet, data_note=f"{layout} {split}, {len(pairs)} pairs",
     )  # fmt: skip

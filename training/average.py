@@ -17,40 +17,45 @@ from . import checkpoint
 from .checkpoint import Weights
 
 _FILE = "model.safetensors"
-_JOINT = ("codec", "segmenter")
+_HEADS = {"segmenter": "latent_segmenter", "classifier": "latent_classifier"}
+# What evaluation and export read of a classifier's training.
+_KEPT = ("classifier", "class_names", "decoded_by")
 
 
 def average_runs(runs: Sequence[Path], out: Path) -> tuple[Path, ...]:
     """Average finished runs of one network, or joint runs (both their parts), into the folder `out`.
 
-    Returns the paths of what was written: `out/model.safetensors`, or `out/codec/...` and `out/segmenter/...`.
+    Returns the paths of what was written: `out/model.safetensors`, or `out/codec/...` and `out/segmenter/...` (or
+    `out/classifier/...`).
 
     Raises
     ------
     UsageError: fewer than two runs, or `out` holds one already. InputError: a run is not there, or not finished.
-    ArtifactError: the runs are of different networks, or a segmenter of latents learned on another codec than the rest.
+    ArtifactError: the runs are of different networks or classes, or learned on the latents of different codecs.
     """
     if len(runs) < 2:
         raise UsageError(f"an average of {len(runs)} run(s), expected at least 2")
-    if any((out / part / _FILE).exists() for part in ("", *_JOINT)):
+    if any((out / part / _FILE).exists() for part in ("", "codec", *_HEADS)):
         raise UsageError(f"{out} already holds a run", hint="choose another --out")
-    if all((run / "segmenter" / _FILE).is_file() for run in runs):
+    for part, kind in _HEADS.items():
+        if not all((run / part / _FILE).is_file() for run in runs):
+            continue
         codecs = [checkpoint.load_weights(run / "codec", kinds=("codec",)) for run in runs]
-        segmenters = [checkpoint.load_weights(run / "segmenter", kinds=("latent_segmenter",)) for run in runs]
-        for run, codec, segmenter in zip(runs, codecs, segmenters, strict=True):
-            if segmenter.facts["settings"].get("codec") != codec.content_id:
-                raise ArtifactError(f"the segmenter in {run} did not learn on the codec beside it")
+        heads = [checkpoint.load_weights(run / part, kinds=(kind,)) for run in runs]
+        for run, codec, head in zip(runs, codecs, heads, strict=True):
+            if head.facts["settings"].get("codec") != codec.content_id:
+                raise ArtifactError(f"the {part} in {run} did not learn on the codec beside it")
         codec = _mean(codecs, runs)
-        segmenter = _mean(segmenters, runs)
-        segmenter.facts["settings"]["codec"] = codec.content_id
-        return _write(out / "codec", codec), _write(out / "segmenter", segmenter)
+        head = _mean(heads, runs)
+        head.facts["settings"]["codec"] = codec.content_id
+        return _write(out / "codec", codec), _write(out / part, head)
     whole = [checkpoint.load_weights(run) for run in runs]
     mean = _mean(whole, runs)
     trained_on = {weights.facts["settings"].get("codec", "") for weights in whole}
     if len(trained_on) > 1:
         raise ArtifactError(
-            "the runs' segmenters learned on the latents of different codecs",
-            hint="average joint runs as a whole: give their folders, which hold codec/ and segmenter/",
+            "the runs' networks learned on the latents of different codecs",
+            hint="average joint runs as a whole: give their folders, which hold codec/ and what learned with it",
         )
     mean.facts["settings"]["codec"] = trained_on.pop()
     return (_write(out, mean),)
@@ -65,6 +70,9 @@ def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
                 f"{runs[0]}",
                 hint="average runs of one network",
             )
+        learned, expected = (w.facts["settings"].get("class_names") for w in (weights, first))
+        if learned != expected:
+            raise ArtifactError(f"{run} learned other classes than {runs[0]}", hint="average runs of one data set")
     tensors = {}
     for name, value in first.tensors.items():
         stack = [weights.tensors[name] for weights in found]
@@ -72,11 +80,13 @@ def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
             tensors[name] = torch.stack([tensor.double() for tensor in stack]).mean(0).to(value.dtype)
         else:
             tensors[name] = value
-    facts: dict[str, Any] = {"settings": {"average_of": [weights.content_id for weights in found]}}
+    kept = {key: value for key, value in first.facts["settings"].items() if key in _KEPT}
+    facts: dict[str, Any] = {"settings": {"average_of": [weights.content_id for weights in found], **kept}}
     # What a training that goes on from here begins with.
-    scalars = [weights.facts["log_lambda"] for weights in found if "log_lambda" in weights.facts]
-    if len(scalars) == len(found):
-        facts["log_lambda"] = math.fsum(scalars) / len(scalars)
+    for key in ("log_lambda", "target_entropy"):
+        scalars = [weights.facts[key] for weights in found if key in weights.facts]
+        if len(scalars) == len(found):
+            facts[key] = math.fsum(scalars) / len(scalars)
     return Weights(first.network, first.options, tensors, facts)
 
 

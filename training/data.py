@@ -78,6 +78,12 @@ _CITYSCAPES = (
 )
 
 
+_VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
 def camvid_classes() -> ClassSet:
     """The 11 classes of CamVid's 480x360 form; value 11 (unlabelled) and everything above is ignored."""
     mapping = np.full(256, IGNORE, np.uint8)
@@ -93,24 +99,53 @@ def cityscapes_classes() -> ClassSet:
     return ClassSet(tuple(n for _, n, _ in _CITYSCAPES), tuple(c for _, _, c in _CITYSCAPES), mapping)
 
 
-def camvid_pairs(root: Path, split: str) -> list[Pair]:
-    """Pairs of `root/SPLIT.txt`, whose lines are "image label", relative to `root` (SegNet's layout of CamVid)."""
-    listing = root / f"{split}.txt"
+def voc_classes() -> ClassSet:
+    """Background and the 20 classes of PASCAL VOC; 255, the outlines of objects, and what is no class is ignored."""
+    mapping = np.full(256, IGNORE, np.uint8)
+    mapping[: len(_VOC)] = np.arange(len(_VOC))
+    return ClassSet(_VOC, tuple(voc_color(index) for index in range(len(_VOC))), mapping)
+
+
+def voc_color(index: int) -> tuple[int, int, int]:
+    """RGB of an entry of VOC's palette: bit 3k + c of the index is bit 7 - k of channel c."""
+    red, green, blue = (sum((index >> (3 * k + c) & 1) << (7 - k) for k in range(3)) for c in range(3))
+    return red, green, blue
+
+
+def _listed(folder: Path, split: str, fields: str) -> list[list[str]]:
+    """The lines of `folder/SPLIT.txt`, each with as many words as `fields`. Raises InputError."""
+    listing = folder / f"{split}.txt"
     if not listing.is_file():
-        known = sorted(p.stem for p in root.glob("*.txt")) if root.is_dir() else []
+        known = sorted(p.stem for p in folder.glob("*.txt")) if folder.is_dir() else []
         raise InputError(
-            f"no split '{split}' in {root}: {listing.name} is not there",
-            hint=f"splits found: {', '.join(known)}" if known else "point --data at a folder that holds train.txt",
+            f"no split '{split}' in {folder}: {listing.name} is not there",
+            hint=f"splits found: {', '.join(known)}" if known else "check --data and --layout",
         )
-    pairs = []
+    rows = []
     for number, line in enumerate(listing.read_text().splitlines(), 1):
         if not line.strip():
             continue
         parts = line.split()
-        if len(parts) != 2:
-            raise InputError(f"{listing}, line {number}: expected 'image label', found {line!r}")
-        pairs.append(Pair(root / parts[0], root / parts[1]))
-    return _checked(pairs, root)
+        if len(parts) != len(fields.split()):
+            raise InputError(f"{listing}, line {number}: expected '{fields}', found {line!r}")
+        rows.append(parts)
+    return rows
+
+
+def camvid_pairs(root: Path, split: str) -> list[Pair]:
+    """Pairs of `root/SPLIT.txt`, whose lines are "image label", relative to `root` (SegNet's layout of CamVid)."""
+    return _checked([Pair(root / image, root / label) for image, label in _listed(root, split, "image label")], root)
+
+
+def voc_pairs(root: Path, split: str) -> list[Pair]:
+    """Pairs of VOC's folders: JPEGImages/ID.jpg, SegmentationClass/ID.png, the ids in ImageSets/Segmentation/SPLIT.txt.
+
+    The labels of the split "trainaug" (VOC's train images and those of Hariharan et al. 2011) are in
+    SegmentationClassAug, as they are usually kept.
+    """
+    labels = root / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
+    names = [name for (name,) in _listed(root / "ImageSets" / "Segmentation", split, "id")]
+    return _checked([Pair(root / "JPEGImages" / f"{name}.jpg", labels / f"{name}.png") for name in names], root)
 
 
 def cityscapes_pairs(root: Path, split: str) -> list[Pair]:
@@ -123,7 +158,11 @@ def cityscapes_pairs(root: Path, split: str) -> list[Pair]:
     return _checked(pairs, root / "leftImg8bit" / split)
 
 
-LAYOUTS = {"camvid": (camvid_classes, camvid_pairs), "cityscapes": (cityscapes_classes, cityscapes_pairs)}
+LAYOUTS = {
+    "camvid": (camvid_classes, camvid_pairs),
+    "cityscapes": (cityscapes_classes, cityscapes_pairs),
+    "voc": (voc_classes, voc_pairs),
+}
 
 
 def class_set(layout: str) -> ClassSet:
@@ -134,7 +173,7 @@ def class_set(layout: str) -> ClassSet:
 
 
 def labelled(layout: str, root: Path, split: str) -> tuple[ClassSet, list[Pair]]:
-    """Classes and pairs of a data set: layout "camvid" or "cityscapes" under the folder `root`."""
+    """Classes and pairs of a data set: layout "camvid", "cityscapes" or "voc" under the folder `root`."""
     return class_set(layout), LAYOUTS[layout][1](root, split)
 
 

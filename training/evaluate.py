@@ -56,6 +56,46 @@ def stream_header(codec: nn.Module, latent_shape: Sequence[int], size: tuple[int
     )
 
 
+def latent(codec: nn.Module, frame: Frame) -> Tensor:
+    """The float latent (1, C, h, w) of a frame RGB uint8 (H, W, 3), before float2int."""
+    z: Tensor = codec.compress(pad_to(to_float(frame)[None], codec.stride))  # type: ignore[operator, arg-type]
+    return z
+
+
+def _coded(codec: nn.Module, frame: Frame, coder: str) -> tuple[StreamHeader, bytes, int]:
+    """A frame's stream header and payload, and the payload's size with its framing, in bytes."""
+    return coded_latent(codec, latent(codec, frame)[0], frame.shape[:2], coder)
+
+
+def coded_latent(codec: nn.Module, z: Tensor, size: tuple[int, int], coder: str) -> tuple[StreamHeader, bytes, int]:
+    """Stream header, payload, and the payload's bytes with its framing, of a frame (height, width) with latent z."""
+    header = stream_header(codec, z.shape, size, coder)
+    payload = entropy.encode_latent(np.ascontiguousarray(z.numpy()), header)
+    return header, payload, Writer(io.BytesIO(), header).write(payload)
+
+
+def sheets(frames: Sequence[Frame], side: int = 512) -> Iterator[Frame]:
+    """Frames of one size laid side by side, as many as fit into side x side; large ones as they are.
+
+    Small images are measured so: each as a frame of its own, framing would be much of the rate. A last row that is not
+    full is left out, unless it is the only one.
+    """
+    height, width = frames[0].shape[:2]
+    columns, rows = max(1, side // width), max(1, side // height)
+    for start in range(0, len(frames), columns * rows):
+        chunk = frames[start : start + columns * rows]
+        across = min(columns, len(chunk))
+        down = len(chunk) // across
+        grid = np.stack(chunk[: across * down]).reshape(down, across, height, width, 3)
+        yield grid.transpose(0, 2, 1, 3, 4).reshape(down * height, across * width, 3)
+
+
+@torch.no_grad()
+def coded_bpp(codec: nn.Module, frames: Sequence[Frame], coder: str = DEFAULT_CODER) -> float:
+    """Mean bits a pixel of frames RGB uint8 (H, W, 3) as the codec and the coder write them, framing included."""
+    return float(np.mean([metrics.bpp(_coded(codec, f, coder)[2], f.shape[0] * f.shape[1]) for f in frames]))
+
+
 @torch.no_grad()
 def evaluate_codec(
     codec: nn.Module, frames: Sequence[Frame], *, coder: str = DEFAULT_CODER, progress: bool = True
@@ -70,14 +110,11 @@ def evaluate_codec(
     rows: dict[str, list[float]] = {"psnr": [], "ssim": [], "bpp": [], "rate_model_bpp": []}
     for frame in tqdm(frames, unit="frame", disable=not progress):
         height, width = frame.shape[:2]
-        z = codec.compress(pad_to(to_float(frame)[None], codec.stride))  # type: ignore[operator, arg-type]
-        header = stream_header(codec, z.shape[1:], (height, width), coder)
-        payload = entropy.encode_latent(np.ascontiguousarray(z[0].numpy()), header)
+        header, payload, size = _coded(codec, frame, coder)
         received = torch.from_numpy(entropy.decode_latent(payload, header))[None]
         decoded = to_frame(codec.decompress(received), height, width)  # type: ignore[operator]
         rows["psnr"].append(metrics.psnr(frame, decoded))
         rows["ssim"].append(metrics.ssim(frame, decoded))
-        size = Writer(io.BytesIO(), header).write(payload)  # the payload with its framing
         rows["bpp"].append(metrics.bpp(size, height * width))
         if hasattr(codec, "rate_model"):
             bits = float(codec.rate_model(received))  # type: ignore[operator]
@@ -96,8 +133,7 @@ def decoded_by(codec: nn.Module) -> Callable[[Frame], Frame]:
     @torch.no_grad()
     def transform(frame: Frame) -> Frame:
         height, width = frame.shape[:2]
-        z = codec.compress(pad_to(to_float(frame)[None], codec.stride))  # type: ignore[operator, arg-type]
-        received = requantise(z.float(), codec.bits, codec.scaling)  # type: ignore[arg-type]
+        received = requantise(latent(codec, frame).float(), codec.bits, codec.scaling)  # type: ignore[arg-type]
         return to_frame(codec.decompress(received), height, width)  # type: ignore[operator]
 
     return transform

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from tqdm import tqdm
 
 from ..errors import ArtifactError, InputError, OutputError, UsageError
 from . import checkpoint
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "step", "poly")
+# What runs did before there was a choice; their stored settings do not say so.
+_BEFORE = {"optimizer": "adamw", "schedule": "cosine", "decay_at": []}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,13 @@ class Part:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What every run has. Learning rate: linear warm-up, then cosine to `final_lr_share` of the peak."""
+    """What every run has.
+
+    optimizer: "adamw", or "sgd" with momentum 0.9.
+    schedule: of the learning rate behind a linear warm-up: "cosine" to `final_lr_share` of the peak, "step" (a tenth at
+        each of `decay_at`, shares of the run), or "poly" ((1 - progress) ** 0.9, as in DeepLab).
+    clip_norm: the longest gradient of a part that is taken as it is.
+    """
 
     steps: int
     seed: int = 0
@@ -47,8 +59,23 @@ class LoopConfig:
     interval: int = 200
     bf16: bool = True
     threads: int = 0
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    decay_at: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} '{getattr(self, name)}', expected one of {', '.join(known)}")
+        if bool(self.decay_at) != (self.schedule == "step"):
+            raise UsageError(
+                f"schedule '{self.schedule}' with {len(self.decay_at)} decay(s)",
+                hint="--decay-at goes with --schedule step, and only with it",
+            )
+        if not all(a < b for a, b in pairwise((0.0, *self.decay_at, 1.0))):
+            raise UsageError(f"decays at {list(self.decay_at)} of the run, expected rising shares between 0 and 1")
+        if not 0 < self.clip_norm < math.inf:
+            raise UsageError(f"gradients clipped to {self.clip_norm}, expected a finite number above 0")
         for name, least in (("steps", 1), ("interval", 1), ("warmup", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
@@ -68,8 +95,13 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     """Learning rate of a step."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    share = config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if config.schedule == "step":
+        passed = sum(step >= share * config.steps for share in config.decay_at)
+        return float(config.lr * 0.1**passed)
+    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    if config.schedule == "poly":
+        return float(config.lr * (1 - progress) ** 0.9)
+    share = config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * share
 
 
@@ -88,6 +120,12 @@ def _groups(part: Part) -> list[dict[str, Any]]:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": part.weight_decay, **pace},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, **pace},
     ]
+
+
+def _optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def _differences(found: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -130,7 +168,8 @@ class Run:
         self.settings = {**settings, "loop": {k: v for k, v in asdict(config).items() if k != "threads"}}
         self.extra = dict(extra or {})
         self.parts = parts or [Part(module, config.weight_decay)]
-        self.optimizer = torch.optim.AdamW([group for part in self.parts for group in _groups(part)], lr=config.lr)
+        groups = [group for part in self.parts for group in _groups(part)]
+        self.optimizer = _optimizer(config, groups)
         self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.step = 0
         self.seconds = 0.0
@@ -155,7 +194,9 @@ class Run:
 
     def _restore(self) -> None:
         tensors, metadata = checkpoint.load(self.state_path)
-        differing = list(_differences(metadata["settings"], json.loads(json.dumps(self.settings))))
+        found = metadata["settings"]
+        found["loop"] = {**_BEFORE, **found["loop"]}
+        differing = list(_differences(found, json.loads(json.dumps(self.settings))))
         if differing:
             raise ArtifactError(
                 f"the run in {self.folder} was started with other settings: {'; '.join(differing)}",

@@ -19,14 +19,17 @@ from ..models import registry
 from . import checkpoint
 from .augment import random_patch, to_float
 from .loop import LoopConfig, Run, step_rng
+from .soft_to_hard import EVERY, EntropyDistortion, measured_frames
 
 
 @dataclass(frozen=True)
 class CodecConfig:
     """A codec's training.
 
-    target_bpp: wanted rate of the codec's own rate model, bits per pixel; the weight of the distortion is steered
-        towards it. None for networks without a rate model (the paper's), which train on distortion alone.
+    target_bpp: wanted rate, bits per pixel. Of a codec with a rate model: of that model, and the weight of the
+        distortion is steered towards it. Of one with learned centres: of real bytes, and the target entropy is steered.
+        None for networks that train on distortion alone (the driving paper's).
+    beta: weight of the entropy above its target, for a codec with learned centres.
     patch, batch: side of the square crops and how many a step.
     scales: range of the random rescaling of the crops.
     pca_patches: how many 8x8 patches the PCA start is fitted to.
@@ -37,6 +40,7 @@ class CodecConfig:
     batch: int = 8
     scales: tuple[float, float] = (0.7, 1.2)
     pca_patches: int = 20_000
+    beta: float = 600.0
 
     def __post_init__(self) -> None:
         if self.target_bpp is not None and not 0 < self.target_bpp < 24:
@@ -60,7 +64,18 @@ def sample_patches(frames: Sequence[NDArray[np.uint8]], side: int, count: int, s
 
 
 def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: CodecConfig, seed: int) -> None:
-    """Data-dependent PCA start: of 8x8 patches for our codec, a hierarchy of 2x2 ones for the paper's."""
+    """Data-dependent PCA start: of 8x8 patches for our codec, a hierarchy of 2x2 ones for the papers'.
+
+    Of very many frames it takes 1,000 that are spread over them: each may be decoded anew whenever it is looked at.
+    """
+    if len(frames) > 1000:
+        frames = [frames[len(frames) * k // 1000] for k in range(1000)]
+    if hasattr(codec, "quantiser"):
+        from ..models import torfason_init
+
+        side = min(128, *(min(f.shape[:2]) // 8 * 8 for f in frames))
+        torfason_init.pca_init(codec, sample_patches(frames, side, 64, seed))  # type: ignore[arg-type]
+        return
     if config.target_bpp is not None:
         patches = sample_patches(frames, 8, config.pca_patches, seed)
         # The quantisation step that a transform code would use at this rate, within a factor of about two.
@@ -144,8 +159,9 @@ def train_codec(
 
     network: a codec of the registry. frames: RGB uint8 (H, W, 3). init: weights to start from, instead of the PCA.
 
-    Loss. With a target rate: MSE * lambda + bpp, MSE in units of (1/255)^2, lambda steered so that the bpp of
-    `rate_model` meets the target. Without one: MSE on [0, 1], and no quantisation, as the driving paper trains.
+    Loss. With a rate model: MSE * lambda + bpp, MSE in units of (1/255)^2, lambda steered so that the bpp of
+    `rate_model` meets the target. With learned centres: see `soft_to_hard`. Without a target rate: MSE on [0, 1], and
+    no quantisation, as the driving paper trains.
     """
     if registry.entry(network).kind != "codec":
         raise UsageError(f"'{network}' is not a codec", hint=f"codecs: {', '.join(registry.names('codec'))}")
@@ -153,29 +169,38 @@ def train_codec(
     torch.manual_seed(loop.seed)
     codec = registry.create(network, **options)
     check_crops(config, codec)
-    rate_model = getattr(codec, "rate_model", None)
-    if (rate_model is None) != (config.target_bpp is None):
-        found = "has no rate model" if rate_model is None else "is trained for a rate"
-        raise UsageError(f"'{network}' {found}", hint="give --target-bpp for compact-codec, and only for it")
-    if init is not None:
-        checkpoint.fill(codec, checkpoint.load_weights(init, kinds=("codec",)).tensors, str(init), network)
+    rated, centres = hasattr(codec, "rate_model"), hasattr(codec, "quantiser")
+    if (rated or centres) != (config.target_bpp is not None):
+        found = "is trained for a rate" if rated or centres else "has no rate to steer"
+        raise UsageError(f"'{network}' {found}", hint="give --target-bpp for compact-codec and torfason-codec-*, only")
+    started = None if init is None else checkpoint.load_weights(init, kinds=("codec",))
+    if started is not None:
+        checkpoint.fill(codec, started.tensors, str(init), network)
     elif not resume:
         initialise(codec, frames, config, loop.seed)
+    described = {k: v for k, v in vars(config).items() if centres or k != "beta"}
     settings = {
-        "codec": {k: v for k, v in vars(config).items()},
+        "codec": described,
         "data": data_note,
-        "init": checkpoint.load_weights(init).content_id if init else "pca",
+        "init": "pca" if started is None else started.content_id,
     }
-    run = Run(
-        folder, network, options, codec, loop, settings, resume=resume,
-        extra={} if config.target_bpp is None else RateDistortion.start(config.target_bpp),
-    )  # fmt: skip
-    objective = None if config.target_bpp is None else RateDistortion(codec, config.target_bpp, run.extra)
+    target = config.target_bpp
+    extra: dict[str, float] = {}
+    if target is not None:
+        facts = None if started is None else started.facts
+        extra = EntropyDistortion.start(codec, target, facts) if centres else RateDistortion.start(target)
+    run = Run(folder, network, options, codec, loop, settings, resume=resume, extra=extra)
+    objective: RateDistortion | EntropyDistortion | None = None
+    if target is not None and centres:
+        objective = EntropyDistortion(codec, measured_frames(frames), target, config.beta, run.extra)
+    elif target is not None:
+        objective = RateDistortion(codec, target, run.extra)
+    every = EVERY if centres else 1
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         x = crops(frames, config, step_rng(loop.seed, step))
         if objective is not None:
-            return objective(x, bf16=loop.bf16, steer=step >= loop.warmup)
+            return objective(x, bf16=loop.bf16, steer=step % every == 0 and (centres or step >= loop.warmup))
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
             decoded = codec.decompress(codec.compress(x))  # type: ignore[operator]
         mse = F.mse_loss(decoded.float(), x)

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from . import checkpoint
 from .data import IGNORE
 from .loop import LoopConfig, Part, Run, step_rng
 from .train_codec import CodecConfig, RateDistortion, check_crops, crops
-from .train_segmenter import SegmentationLoss, SegmenterConfig, check_data, class_weights, make_segmenter, views
+from .train_segmenter import SegmentationLoss, SegmenterConfig, check_data, class_weights, make_network, views
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def train_joint(
     codec: Path,
     teacher: Path | None = None,
     init: Path | None = None,
+    options: dict[str, Any] | None = None,
     resume: bool = False,
     progress: bool = True,
     data_note: str = "",
@@ -170,8 +172,8 @@ def train_joint(
         )
     check_data(segmenter_config.size, int(trained_codec.stride), labels)  # type: ignore[arg-type]
     check_crops(codec_config, trained_codec)
-    options = {"classes": classes}
-    segmenter = make_segmenter(network, options, trained_codec, loop.seed)
+    options = {"classes": classes, **(options or {})}
+    segmenter = make_network(network, options, trained_codec, loop.seed)
     teaching = None if teacher is None else Teacher(teacher, classes)
     started = None if init is None else checkpoint.load_weights(init, kinds=("latent_segmenter",))
     if started is not None:

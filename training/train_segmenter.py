@@ -69,9 +69,16 @@ class Encoder(nn.Module):
         return requantise(z, self.codec.bits, self.codec.scaling)  # type: ignore[arg-type]
 
 
-def requantise(z: Tensor, bits: int, scaling: tuple[str, float, float]) -> Tensor:
-    """int2float(float2int(z)) in torch, float32 (N, C, h, w), for the scaling modes tensor, channel and fixed."""
-    mode, lo_fixed, hi_fixed = scaling
+def requantise(z: Tensor, bits: int, scaling: tuple[Any, ...]) -> Tensor:
+    """int2float(float2int(z)) in torch, float32 (N, C, h, w).
+
+    scaling: what a codec's attribute of that name holds: mode, lo, hi, and with the mode "codebook" the centres.
+    """
+    mode, lo_fixed, hi_fixed, *codebook = scaling
+    if mode == "codebook":
+        centres = torch.tensor(codebook[0], dtype=torch.float32, device=z.device)
+        midpoints = 0.5 * (centres[:-1] + centres[1:])
+        return centres[torch.searchsorted(midpoints, z.contiguous())]
     if mode == "fixed":
         lo, hi = torch.tensor(lo_fixed), torch.tensor(hi_fixed)
     else:
@@ -95,18 +102,38 @@ def check_fit(segmenter: nn.Module, codec: nn.Module, name: str) -> None:
         raise ArtifactError(f"'{name}' does not take latents of {codec.channels} channels") from None
 
 
-def make_segmenter(network: str, options: dict[str, Any], codec: nn.Module | None, seed: int) -> nn.Module:
-    """A new segmenter of the registry, seeded; for latents (codec) with the codec's channels, and checked to take them.
+def make_network(network: str, options: dict[str, Any], codec: nn.Module | None, seed: int) -> nn.Module:
+    """A new network of the registry, seeded; for latents (codec) with the codec's channels, and checked to take them.
 
     options: gains the channels where the network has a choice.
     """
-    if codec is not None and network == "compact-latent":
+    if codec is not None and "channels" in registry.open_options(network):
         options.setdefault("channels", int(codec.channels))  # type: ignore[arg-type]
     torch.manual_seed(seed)
     module = registry.create(network, **options)
     if codec is not None:
         check_fit(module, codec, network)
     return module
+
+
+def fill_from(module: nn.Module, path: Path, network: str, kind: str) -> str:
+    """Start a network of `kind` from the weights in `path`, of the same network, and return their content id.
+
+    A segmenter may also start from a classifier of the same input: it takes over that one's backbone. Raises
+    ArtifactError where the weights do not fit.
+    """
+    trained_as = kind.replace("segmenter", "classifier")
+    weights = checkpoint.load_weights(path, kinds=tuple(dict.fromkeys((kind, trained_as))))
+    if registry.entry(weights.network).kind == kind:
+        checkpoint.fill(module, weights.tensors, str(path), network)
+        return weights.content_id
+    backbone = getattr(module, "backbone", None)
+    if backbone is None:
+        raise ArtifactError(f"'{network}' has no backbone to take over from the classifier in {path}")
+    prefix = "backbone."
+    found = {k.removeprefix(prefix): v for k, v in weights.tensors.items() if k.startswith(prefix)}
+    checkpoint.fill(backbone, found, str(path), network)
+    return weights.content_id
 
 
 class SegmentationLoss:
@@ -169,8 +196,8 @@ def train_segmenter(
     """Train a segmenter with cross-entropy and return the path of its weights.
 
     images: RGB uint8 (H, W, 3); labels: uint8 (H, W), `IGNORE` where there is no class. codec: weights of the frozen
-    codec, needed by a latent segmenter and refused by an RGB one. init: weights to start from, of the same network. The
-    augmentation acts on the image, before encoding.
+    codec, needed by a latent segmenter and refused by an RGB one. init: weights to start from, of the same network, or
+    of a classifier with the same backbone. The augmentation acts on the image, before encoding.
     """
     kind = registry.entry(network).kind
     if kind not in {"rgb_segmenter", "latent_segmenter"}:
@@ -188,16 +215,13 @@ def train_segmenter(
         frozen, codec_id = weights.build(), weights.content_id
     stride = 8 if frozen is None else int(frozen.stride)  # type: ignore[arg-type]
     check_data(config.size, stride, labels)
-    module = make_segmenter(network, options, frozen, loop.seed)
-    started = None if init is None else checkpoint.load_weights(init, kinds=(kind,))
-    if started is not None:
-        checkpoint.fill(module, started.tensors, str(init), network)
+    module = make_network(network, options, frozen, loop.seed)
+    started = "" if init is None else fill_from(module, init, network, kind)
     encoder = Encoder(frozen)
     weight = class_weights(labels, classes, config.class_weight_power)
     objective = SegmentationLoss(module, weight, config.aux_weight)
     settings = {
-        "segmenter": dict(vars(config)), "data": data_note, "codec": codec_id,
-        "init": "" if started is None else started.content_id,
+        "segmenter": dict(vars(config)), "data": data_note, "codec": codec_id, "init": started,
     }  # fmt: skip
     run = Run(folder, network, options, module, loop, settings, resume=resume)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import _tiny_classifiers  # noqa: F401 - registers tiny-latent
 import numpy as np
 import pytest
 import torch
@@ -55,6 +56,31 @@ def test_one_network(tmp_path: Path) -> None:
     assert found.facts["settings"]["average_of"] == [run.content_id for run in runs]
     assert "log_lambda" not in found.facts
     found.build()
+
+
+def test_joint_runs_with_classifiers_stay_pairs(tmp_path: Path) -> None:
+    tiny, classes = {"width": 8}, {"channels": 8, "classes": 2}
+
+    def run(seed: int, names: tuple[str, ...] = ("a", "b")) -> Path:
+        folder = tmp_path / str(seed)
+        codec = saved(folder / "codec", "torfason-codec-c8", tiny, seed, target_entropy=seed / 2)
+        settings = {"codec": codec.content_id, "class_names": list(names), "classifier": {"size": 16}}
+        saved(folder / "classifier", "tiny-latent", classes, seed + 100, settings=settings)
+        return folder
+
+    runs = [run(1), run(2)]
+    paths = average_runs(runs, tmp_path / "mean")
+    assert paths == tuple(tmp_path / "mean" / part / "model.safetensors" for part in ("codec", "classifier"))
+    codec, classifier = (checkpoint.load_weights(path) for path in paths)
+    for part, found in (("codec", codec), ("classifier", classifier)):
+        assert_mean(found, [checkpoint.load_weights(folder / part) for folder in runs])
+    assert codec.facts["target_entropy"] == 0.75
+    settings = classifier.facts["settings"]
+    assert (settings["codec"], settings["class_names"], settings["classifier"]) == (
+        codec.content_id, ["a", "b"], {"size": 16},
+    )  # fmt: skip
+    with pytest.raises(ArtifactError, match="learned other classes"):
+        average_runs([runs[0], run(3, ("a", "c"))], tmp_path / "other")
 
 
 def test_joint_runs_stay_pairs(tmp_path: Path) -> None:

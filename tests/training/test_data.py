@@ -121,3 +121,59 @@ def test_camvid_as_it_is(shared_data: Path) -> None:
     images, labels = data.read_pairs(train[:2], classes)
     assert images[0].shape == (360, 480, 3)
     assert set(np.unique(labels[0])) <= {*range(11), 255}
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """VOC's folders with two images, 5x7 and 6x4; the labels are palette PNGs, those of trainaug grey ones."""
+    rng = np.random.default_rng(0)
+    palette = [channel for index in range(256) for channel in data.voc_color(index)]
+    for name, shape in (("2007_000032", (5, 7)), ("2011_003271", (6, 4))):
+        write(tmp_path / f"JPEGImages/{name}.jpg", rng.integers(0, 256, (*shape, 3)).astype(np.uint8))
+        label = np.full(shape, 255, np.uint8)
+        label.flat[:22] = np.arange(22)
+        write(tmp_path / f"SegmentationClassAug/{name}.png", label // 2)
+        image = Image.fromarray(label)
+        image.putpalette(palette)
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        image.save(tmp_path / f"SegmentationClass/{name}.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_000032\n2011_003271\n")
+    (lists / "trainaug.txt").write_text("2011_003271\n\n2007_000032\n")
+    return tmp_path
+
+
+def test_voc_labels_are_palette_indices(voc: Path) -> None:
+    classes, pairs = data.labelled("voc", voc, "train")
+    images, labels = data.read_pairs(pairs, classes)
+    assert [image.shape for image in images] == [(5, 7, 3), (6, 4, 3)]
+    assert labels[0].ravel()[:23].tolist() == [*range(21), 255, 255]  # 21 is no class, 255 an outline
+    assert (len(classes.names), len(set(classes.names))) == (21, 21)
+    # From the published colour map.
+    shown = {"background": (0, 0, 0), "aeroplane": (128, 0, 0), "bicycle": (0, 128, 0), "bird": (128, 128, 0)}
+    shown |= {"person": (192, 128, 128), "pottedplant": (0, 64, 0), "tvmonitor": (0, 64, 128), "chair": (192, 0, 0)}
+    assert {name: dict(zip(classes.names, classes.colors, strict=True))[name] for name in shown} == shown
+    assert data.voc_color(255) == (224, 224, 192)
+
+
+def test_voc_trainaug_has_labels_of_its_own(voc: Path) -> None:
+    classes, pairs = data.labelled("voc", voc, "trainaug")
+    assert [p.image.stem for p in pairs] == ["2011_003271", "2007_000032"]
+    _, labels = data.read_pairs(pairs, classes)
+    assert labels[0].ravel()[:22].tolist() == [i // 2 for i in range(22)]
+
+
+def test_voc_that_is_not_whole(voc: Path) -> None:
+    with pytest.raises(InputError, match=r"no split 'val' .*val\.txt is not there") as caught:
+        data.labelled("voc", voc, "val")
+    assert caught.value.hint == "splits found: train, trainaug"
+    listing = voc / "ImageSets/Segmentation/train.txt"
+    listing.write_text("2007_000032 1\n")
+    with pytest.raises(InputError, match="line 1: expected 'id'"):
+        data.labelled("voc", voc, "train")
+    listing.write_text("2007_000033\n")
+    with pytest.raises(InputError, match=r"missing file .*2007_000033\.jpg"):
+        data.labelled("voc", voc, "train")
+    with pytest.raises(InputError, match="no split 'train'"):
+        data.labelled("voc", voc / "JPEGImages", "train")

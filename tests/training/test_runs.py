@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -241,7 +242,7 @@ def test_content_id_names_the_weights() -> None:
 
 def test_requantise_is_the_streams_own(tmp_path: Path) -> None:
     from latentseg.kernels.dequantize import dequantize
-    from latentseg.kernels.quantize import quantize
+    from latentseg.kernels.quantize import quantize, quantize_codebook
 
     z = torch.tensor(np.random.default_rng(0).normal(0, 3, (2, 3, 5, 7)), dtype=torch.float32)
     for bits in (1, 5, 8):
@@ -256,6 +257,13 @@ def test_requantise_is_the_streams_own(tmp_path: Path) -> None:
             ):
                 expected = dequantize(quantize(latent, bits, lo, hi), bits, lo, hi)
                 np.testing.assert_allclose(found, expected, atol=2e-6)
+    centres = (-1.5, -0.25, 0.0, 0.125, 4.0, 7.0)
+    midpoints = [0.5 * (a + b) for a, b in pairwise(centres)]  # exact: on one of them the lower centre is taken
+    z[0, 0, 0, :5] = torch.tensor(midpoints)
+    found = requantise(z, 3, ("codebook", 0.0, 0.0, centres))
+    symbols = quantize_codebook(z.numpy(), centres)
+    np.testing.assert_array_equal(found.numpy(), np.array(centres, np.float32)[symbols])
+    assert found[0, 0, 0, :5].tolist() == list(centres[:5])
     constant = torch.full((1, 2, 3, 3), 1.25)
     assert torch.equal(requantise(constant, 8, ("tensor", 0.0, 0.0)), constant)
 
