@@ -82,6 +82,9 @@ def _up(inputs: int, outputs: int, kernel: int) -> nn.Module:
 class Encoder(nn.Module):
     """RGB (N, 3, H, W) in [0, 1] to a latent (N, C, H/8, W/8) around the centres."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1))
@@ -95,6 +98,9 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Centres' values (N, C, h, w) to RGB (N, 3, 8h, 8w), clamped to [0, 1] outside training."""
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ Every layer carries pixels at first: the autoencoder starts as a linear transfor
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -33,7 +34,7 @@ def pca_init(codec: TorfasonCodec, images: Tensor) -> None:
         raise UsageError(
             f"a PCA start for {channels} channels and width {width}, expected a power of two up to 64, and at least 48"
         )
-    blocks = _blocks((images - codec.compressor.mean) / codec.compressor.deviation)  # type: ignore[operator]
+    blocks = _blocks((images - codec.compressor.mean) / codec.compressor.deviation)
     if len(blocks) < blocks.shape[1]:
         raise UsageError(f"{len(blocks)} blocks of 8x8 pixels, expected at least {blocks.shape[1]}")
     mean = blocks.mean(0)
@@ -88,7 +89,7 @@ def _hadamard(n: int) -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < n:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / n**0.5
+    return matrix / math.sqrt(n)
 
 
 def _convolutions(part: nn.Module) -> list[nn.Conv2d]:
