@@ -16,10 +16,12 @@ from ..bitstream.header import DEFAULT_CODER
 from .evaluate import coded_latent, latent, sheets
 
 # Steps between two measurements of the real rate, how many frames they take, and how much of the rate's error (its
-# logarithm) moves the target entropy at once.
+# logarithm) moves the target entropy at once. Above H_t the loss has one slope wherever H_t is, so a codec may take its
+# time: H_t stays near what the symbols have, else it would have far to come back.
 EVERY = 50
 MEASURED = 4
 GAIN = 0.3
+NEAR = 0.1
 
 
 class EntropyDistortion:
@@ -88,7 +90,8 @@ class EntropyDistortion:
         measured, entropy = measure_rate(self.codec, self.frames)
         self.codec.train()
         most = math.log2(len(self.codec.quantiser.centres))  # type: ignore[arg-type, union-attr]
-        moved = (self.state["target_entropy"] or entropy) * (self.target / measured) ** GAIN
+        before = self.state["target_entropy"] or entropy
+        moved = min(max(before, (1 - NEAR) * entropy), (1 + NEAR) * entropy) * (self.target / measured) ** GAIN
         self.state |= {"target_entropy": min(max(moved, 0.05), most), "measured_bpp": measured}
 
 

@@ -134,9 +134,11 @@ def test_loss_by_hand(target: float) -> None:
 @pytest.mark.parametrize(
     ("measured", "before", "after"),
     [
-        (0.6, 1.0, 1.0 * 0.5**GAIN),  # too much is spent: H_t sinks
-        (0.15, 1.0, 1.0 * 2**GAIN),  # too little: it rises
-        (0.3, 1.0, 1.0),
+        (0.6, 1.4, 1.4 * 0.5**GAIN),  # too much is spent: H_t sinks
+        (0.25, 1.4, 1.4 * 1.2**GAIN),  # too little: it rises
+        (0.3, 1.4, 1.4),
+        (0.6, 0.7, 1.35 * 0.5**GAIN),  # it stays near the entropy that there is, 1.5
+        (0.6, 3.0, 1.65 * 0.5**GAIN),
         (0.6, 0.0, 1.5 * 0.5**GAIN),  # at first it is set by what the symbols have
         (1e-6, 1.0, math.log2(3)),  # no more than the centres can carry
         (1e9, 1.0, 0.05),
