@@ -1,7 +1,8 @@
-"""The arms of the measurement: each turns prepared bytes in memory into uint8 label maps of the source's size.
+"""The arms of the measurement: each turns prepared bytes in memory into uint8 label maps of the source's size, or, with
+a bundle of classifiers, into the probabilities of the classes.
 
 An arm is timed from outside (`measure.py`); inside it says through a clock how long each stage took. Every RGB arm is
-given the same RGB segmenter, and every network the same number of threads. The pixel decoders may use as many; the
+given the same RGB network, and every network the same number of threads. The pixel decoders may use as many; the
 entropy decoder runs by default as the engine runs it, on one: a second thread takes longer to start than it saves.
 """
 
@@ -15,23 +16,40 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.manifest import CLASSIFYING_ROLES
 from . import jpeg
 from .measure import StageClock
 from .sender import Packets, Sent
 
 if TYPE_CHECKING:
     from ..bitstream import StreamHeader
-    from ..engine.roles import Decompressor, RgbSegmenter, Segmenter
+    from ..engine.roles import Classifier, Decompressor, RgbClassifier, RgbSegmenter, Segmenter
 
-Labels = NDArray[np.uint8]
+    Latent = Segmenter | Classifier
+    Rgb = RgbSegmenter | RgbClassifier
+
+Answers = NDArray[Any]  # label maps (N, H, W) uint8, or probabilities (N, classes) float32
+
+_CLASSIFIER_OF = {"segmenter": "classifier", "rgb_segmenter": "rgb_classifier"}
+
+
+def answers(network: Latent | Rgb, clock: StageClock, *inputs: Any) -> Answers:
+    """The last step of every arm, under its own stage: labels, or a classifier's probabilities."""
+    step: Any = network
+    if network.role in CLASSIFYING_ROLES:
+        with clock.stage("classify"):
+            return step.probabilities(*inputs)  # type: ignore[no-any-return]
+    with clock.stage("segment"):
+        return step.labels(*inputs)  # type: ignore[no-any-return]
 
 
 class Arm(ABC):
-    """One way from bytes to labels.
+    """One way from bytes to labels or classes.
 
     Attributes
     ----------
-    name, description: for tables. roles: the bundle's networks that run for each frame (for MACs and parameters).
+    name, description: for tables. roles: the bundle's networks that run for each frame; both as of a bundle that
+    segments (`roles_of` and `description_of` know the others).
     sizes: bytes on the wire, one entry a frame. detail: the setting, as plain values for a row.
     """
 
@@ -47,65 +65,64 @@ class Arm(ABC):
         """Make ready for a pass from frame 0 in batches of `batch`; not timed."""
 
     @abstractmethod
-    def run(self, first: int, last: int, clock: StageClock) -> Labels:
-        """Label maps `(last - first, H, W)` uint8 of frames `first` to `last` (exclusive), from their bytes."""
+    def run(self, first: int, last: int, clock: StageClock) -> Answers:
+        """Label maps `(last - first, H, W)` uint8 of frames `first` to `last` (exclusive), from their bytes; of a
+        classifier `(last - first, classes)` float32."""
 
     def close(self) -> None:  # noqa: B027
         """Release what the arm itself opened (never the networks, which it shares)."""
 
 
 class Compressed(Arm):
-    """bytes -> entropy decode + int2float -> compressed-domain segmenter."""
+    """bytes -> entropy decode + int2float -> compressed-domain network."""
 
     name = "compressed"
     description = "bytes, entropy decode, segmenter"
     roles = ("segmenter",)
 
-    def __init__(self, segmenter: Segmenter, header: StreamHeader, sent: Sent, threads: int = 1) -> None:
+    def __init__(self, network: Latent, header: StreamHeader, sent: Sent, threads: int = 1) -> None:
         super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
-        self._segmenter, self._header, self._payloads, self._threads = segmenter, header, sent.payloads, threads
+        self._network, self._header, self._payloads, self._threads = network, header, sent.payloads, threads
 
-    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+    def run(self, first: int, last: int, clock: StageClock) -> Answers:
         with clock.stage("entropy_decode"):
-            latents = self._segmenter.entropy_decode(self._payloads[first:last], self._header, self._threads)
-        with clock.stage("segment"):
-            return self._segmenter.labels(latents, self._header.source_size)
+            latents = self._network.entropy_decode(self._payloads[first:last], self._header, self._threads)
+        return answers(self._network, clock, latents, self._header.source_size)
 
 
 class LearnedDecode(Arm):
-    """The same bytes -> entropy decode + int2float -> decompressor -> RGB segmenter."""
+    """The same bytes -> entropy decode + int2float -> decompressor -> RGB network."""
 
     name = "learned-decode"
     description = "bytes, entropy decode, decompressor, RGB segmenter"
     roles = ("decompressor", "rgb_segmenter")
 
     def __init__(
-        self, decompressor: Decompressor, rgb: RgbSegmenter, header: StreamHeader, sent: Sent, threads: int = 1
+        self, decompressor: Decompressor, rgb: Rgb, header: StreamHeader, sent: Sent, threads: int = 1
     ) -> None:
         super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
         self._decompressor, self._rgb, self._header = decompressor, rgb, header
         self._payloads, self._threads = sent.payloads, threads
 
-    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+    def run(self, first: int, last: int, clock: StageClock) -> Answers:
         with clock.stage("entropy_decode"):
             latents = self._decompressor.entropy_decode(self._payloads[first:last], self._header, self._threads)
         with clock.stage("decode"):
             frames = self._decompressor.frames(latents, self._header.source_size)
-        with clock.stage("segment"):
-            return self._rgb.labels(frames)
+        return answers(self._rgb, clock, frames)
 
 
 class _Jpeg(Arm):
-    """JPEG bytes -> Pillow -> RGB segmenter. A pool of `threads` decodes a batch (Pillow frees the interpreter)."""
+    """JPEG bytes -> Pillow -> RGB network. A pool of `threads` decodes a batch (Pillow frees the interpreter)."""
 
     roles = ("rgb_segmenter",)
 
-    def __init__(self, rgb: RgbSegmenter, sent: Sent, threads: int) -> None:
+    def __init__(self, rgb: Rgb, sent: Sent, threads: int) -> None:
         super().__init__(sent.sizes, {**sent.detail, "decoder_threads": threads})
         self._rgb, self._payloads = rgb, sent.payloads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+    def run(self, first: int, last: int, clock: StageClock) -> Answers:
         with clock.stage("decode"):
             payloads = self._payloads[first:last]
             if self._pool is None or len(payloads) == 1:
@@ -113,8 +130,7 @@ class _Jpeg(Arm):
             else:
                 decoded = list(self._pool.map(jpeg.decode, payloads))
             frames = np.stack(decoded) if len(decoded) > 1 else decoded[0][None]
-        with clock.stage("segment"):
-            return self._rgb.labels(frames)
+        return answers(self._rgb, clock, frames)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -132,7 +148,7 @@ class JpegQ95(_Jpeg):
 
 
 class H264(Arm):
-    """The video's own packets -> PyAV -> RGB segmenter.
+    """The video's own packets -> PyAV -> RGB network.
 
     H.264 predicts between frames, so that frames come out only in order, from the clip's start: every pass opens a
     fresh decoder (not timed) and runs through. Batch 1 decodes with slice threads, which add no delay; larger batches
@@ -143,7 +159,7 @@ class H264(Arm):
     description = "the video's own packets, decode, RGB segmenter"
     roles = ("rgb_segmenter",)
 
-    def __init__(self, rgb: RgbSegmenter, packets: Packets, threads: int) -> None:
+    def __init__(self, rgb: Rgb, packets: Packets, threads: int) -> None:
         detail = {
             "codec": packets.codec,
             "packets": len(packets.data),
@@ -194,12 +210,21 @@ class H264(Arm):
         found = self.decode(index, index + 1)[0]
         return found.shape == frame.shape and float(np.mean(np.abs(found.astype(np.int16) - frame))) <= 2.0
 
-    def run(self, first: int, last: int, clock: StageClock) -> Labels:
+    def run(self, first: int, last: int, clock: StageClock) -> Answers:
         with clock.stage("decode"):
             frames = self.decode(first, last)
-        with clock.stage("segment"):
-            return self._rgb.labels(frames)
+        return answers(self._rgb, clock, frames)
 
 
 ARMS: tuple[type[Arm], ...] = (Compressed, LearnedDecode, JpegAtRate, JpegQ95, H264)
 ARM_NAMES: tuple[str, ...] = tuple(arm.name for arm in ARMS)
+
+
+def roles_of(kind: type[Arm], classifies: bool) -> tuple[str, ...]:
+    """The roles that an arm runs, of a bundle that segments or classifies."""
+    return tuple(_CLASSIFIER_OF.get(role, role) for role in kind.roles) if classifies else kind.roles
+
+
+def description_of(kind: type[Arm], classifies: bool) -> str:
+    """What an arm does, with a bundle that segments or classifies."""
+    return kind.description.replace("segmenter", "classifier") if classifies else kind.description

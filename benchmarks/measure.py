@@ -19,13 +19,14 @@ from typing import Any, Protocol
 import numpy as np
 
 STAGES = ("entropy_decode", "decode", "segment")
+CLASSIFYING_STAGES = ("entropy_decode", "decode", "classify")
 
 
 class StageClock:
     """Adds up the seconds spent in named stages; a stage may be entered any number of times."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+    def __init__(self, stages: Sequence[str] = STAGES) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(stages, 0.0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -128,25 +129,26 @@ def measure(
     rounds: int,
     warmup: int,
     seed: int,
+    stages: Sequence[str] = STAGES,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
     """Time every arm over the same `items`, in batches of `batch`, for `rounds` interleaved rounds.
 
     Only whole batches are timed: `items // batch * batch` items a round, the same ones for every arm; a rest smaller
     than a batch would mix another shape into the latencies. Before the first round each arm runs `warmup` batches
-    untimed. The garbage collector is off while a round runs, and runs between rounds. `progress` is called after each
-    arm's pass.
+    untimed. The garbage collector is off while a round runs, and runs between rounds. `stages`: those that the arms
+    name. `progress` is called after each arm's pass.
     """
     whole = items // batch
     if whole < 1 or rounds < 1 or not arms:
         raise ValueError(f"nothing to measure: {items} items in batches of {batch}, {rounds} rounds, {len(arms)} arms")
-    timings = {name: Timing(batch, whole * batch) for name in arms}
+    timings = {name: Timing(batch, whole * batch, stages=dict.fromkeys(stages, 0.0)) for name in arms}
     for arm in arms.values():
         for index in range(warmup):
             place = index % whole
             if place == 0:
                 arm.start(batch)
-            arm.run(place * batch, (place + 1) * batch, StageClock())
+            arm.run(place * batch, (place + 1) * batch, StageClock(stages))
     for order in round_orders(list(arms), rounds, seed):
         for name in order:
             _pass_over(arms[name], whole, timings[name])
@@ -156,7 +158,7 @@ def measure(
 
 def _pass_over(arm: Runnable, batches: int, timing: Timing) -> None:
     """One timed pass of one arm over the items, added to its timing."""
-    clock = StageClock()
+    clock = StageClock(tuple(timing.stages))
     latencies = []
     arm.start(timing.batch)
     gc.collect()

@@ -9,7 +9,9 @@ from typing import Any
 
 from ..errors import OutputError
 
-_STAGES = (("entropy_decode", "entropy"), ("decode", "decode"), ("segment", "segment"), ("rest", "rest"))
+_STAGES = {
+    "entropy_decode": "entropy", "decode": "decode", "segment": "segment", "classify": "classify", "rest": "rest",
+}  # fmt: skip
 _ABSENT = "-"
 
 
@@ -29,11 +31,22 @@ def number(value: float | None, digits: int) -> str:
     return _ABSENT if value is None else f"{value:,.{digits}f}"
 
 
+def macs_unit(values: Sequence[float | None]) -> tuple[float, str]:
+    """What to divide multiply-accumulates by, and the unit: GMAC, or MMAC where all are below 1 GMAC."""
+    known = [value for value in values if value is not None]
+    return (1e6, "MMAC") if known and max(known) < 1e9 else (1e9, "GMAC")
+
+
 def share(value: float) -> str:
     """A fraction as percent; a dash where the stage does not exist, and below 1 % one more digit."""
     if value == 0.0:
         return _ABSENT
     return f"{100 * value:.1f} %" if abs(value) < 0.0995 else f"{100 * value:.0f} %"
+
+
+def classifies(result: dict[str, Any]) -> bool:
+    """Whether a result of `segmentation.run` is of classifiers; rows from before there were any do not say."""
+    return bool(result["configuration"].get("task") == "classification")
 
 
 def ratio(entry: dict[str, Any] | None) -> str:
@@ -45,7 +58,9 @@ def ratio(entry: dict[str, Any] | None) -> str:
 
 def speed_table(result: dict[str, Any], batch: int) -> str:
     """Rate, latency, stages and the paired ratio of every arm at one batch size."""
-    header = ["arm", "frames/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "n", *(f"{label}" for _, label in _STAGES)]
+    other = "segment" if classifies(result) else "classify"
+    stages = {name: label for name, label in _STAGES.items() if name != other}
+    header = ["arm", "frames/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "n", *stages.values()]
     rows = []
     for arm in result["arms"]:
         for timing in arm["timings"]:
@@ -58,7 +73,7 @@ def speed_table(result: dict[str, Any], batch: int) -> str:
                     number(timing["frames_per_second"], 2),
                     *(number(latency[key], 1) for key in ("p50", "p90", "p99", "max")),
                     str(timing["n"]),
-                    *(share(timing["stage_share"][key]) for key, _ in _STAGES),
+                    *(share(timing["stage_share"][key]) for key in stages),
                     ratio(timing["time_over_compressed"]),
                 ]
             )
@@ -68,23 +83,28 @@ def speed_table(result: dict[str, Any], batch: int) -> str:
 def quality_table(result: dict[str, Any]) -> str:
     """Rate, cost and quality of every arm, and of the RGB segmenter on the original frames."""
     scored = result["configuration"]["labels"] is not None
-    header = ["arm", "bytes/frame", "bpp", "factor", "GMAC/frame", "M param", "agreement"]
+    arms = [*result["arms"], *filter(None, [result["ceiling"]])]
+    scale, unit = macs_unit([arm["macs_per_frame"] for arm in arms])
+    header = ["arm", "bytes/frame", "bpp", "factor", f"{unit}/frame", "M param", "agreement"]
+    keys = {"miou": "mIoU", "mean_dice": "Dice", "pixel_accuracy": "pixel acc."}
+    if classifies(result):
+        keys = {"top1": "top-1", "top5": "top-5"}
     if scored:
-        header += ["mIoU", "Dice", "pixel acc."]
+        header += keys.values()
     rows = []
-    for arm in [*result["arms"], *filter(None, [result["ceiling"]])]:
+    for arm in arms:
         macs, parameters = arm["macs_per_frame"], arm["parameters"]
         row = [
             arm["name"],
             number(arm["bytes_per_frame"], 0),
             number(arm["bpp"], 3),
             number(arm["compression_factor"], 1),
-            number(None if macs is None else macs / 1e9, 2),
+            number(None if macs is None else macs / scale, 2),
             number(None if parameters is None else parameters / 1e6, 2),
             number(arm["agreement"], 4),
         ]
         if scored:
-            row += [number(arm["quality"][key], 4) for key in ("miou", "mean_dice", "pixel_accuracy")]
+            row += [number(arm["quality"][key], 4) for key in keys]
         rows.append(row)
     return table(header, rows)
 
@@ -92,7 +112,7 @@ def quality_table(result: dict[str, Any]) -> str:
 def class_table(result: dict[str, Any]) -> str:
     """IoU of every class (rows) for every arm (columns); empty where there are no labels."""
     arms = [arm for arm in [*result["arms"], *filter(None, [result["ceiling"]])] if arm["quality"] is not None]
-    if not arms:
+    if not arms or classifies(result):
         return ""
     names = list(arms[0]["quality"]["iou"])
     rows = [[name, *(number(arm["quality"]["iou"][name], 3) for arm in arms)] for name in names]
@@ -126,9 +146,10 @@ def title(result: dict[str, Any]) -> str:
 def text(result: dict[str, Any]) -> str:
     """The whole report."""
     parts = [title(result)]
+    answers = "class probabilities" if classifies(result) else "uint8 labels"
     for batch in result["configuration"]["batches"]:
         kind = "latency of one frame" if batch == 1 else f"throughput; latency is of a batch of {batch}"
-        heading = f"Batch {batch} ({kind}), from bytes in memory to uint8 labels; shares of the time by stage:"
+        heading = f"Batch {batch} ({kind}), from bytes in memory to {answers}; shares of the time by stage:"
         parts.append(f"{heading}\n{speed_table(result, batch)}")
     parts.append(
         "Rate, cost and quality; factor: against 24-bit RGB; agreement: with the RGB network on the original frames:\n"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from . import report
+from . import gains_report, gpu_report, plots, report
 from .entropy import label
 
 _INTRO = """\
@@ -44,6 +44,12 @@ each finds cold caches. Recorded by `latentseg bench entropy`, whose help says w
 under `context`, so 1,120 lanes that have symbols; the others are `compact-codec`'s of the first frame of CamVid val
 and of Kodak, in tiles of 48x64. Millions of symbols a second: median, and minimum of the repeats in brackets.
 """
+_GPU = """\
+Recorded by `gpu_suite --measure` ([gpu.md](gpu.md) says how each number is taken). Every arm ends in labels on the
+host, with the argmax inside the engine. "time / compressed" is as above; host ms: what the host works on a batch,
+waiting left out; GPU MiB: memory that the arm took; CPU ms/frame: all threads of the process, in which waiting for the
+GPU counts.
+"""
 
 
 # What `bench --plot` drew of the recorded rows, by source and precision; beside the page.
@@ -55,13 +61,15 @@ _PLOTS = {
 
 
 def page(folder: Path) -> str:
-    """The whole page from the rows in `folder`: bench.jsonl, rate_distortion.jsonl, entropy.jsonl."""
+    """The whole page from the rows in `folder`: bench.jsonl, rate_distortion.jsonl, entropy.jsonl; gains.jsonl and
+    gpu.jsonl if any."""
     parts = [_INTRO]
     for row in _rows(folder / "bench.jsonl"):
         setup = row["configuration"]
         precision = setup.get("precision", "fp32")
         name = setup["source"] + ("" if precision == "fp32" else f", segmenters in {precision}")
-        parts.append(f"## Bytes to labels: {name}\n\nRecorded {row['date'][:10]}.\n\n```\n{report.text(row)}```\n")
+        answers = "classes" if report.classifies(row) else "labels"
+        parts.append(f"## Bytes to {answers}: {name}\n\nRecorded {row['date'][:10]}.\n\n```\n{report.text(row)}```\n")
         plot = _PLOTS.get((setup["source"], precision))
         if plot is not None:
             parts.append(f"![Time by stage, and quality over bits per pixel]({plot})\n")
@@ -73,7 +81,19 @@ def page(folder: Path) -> str:
         parts.append(f"![PSNR and SSIM over bpp on {data}](rate-distortion-{data}.png)\n")
     entropy = list(_rows(folder / "entropy.jsonl"))
     parts.append(f"## The entropy coder\n\n{_ENTROPY}\n```\n{entropy_table(entropy)}\n```\n")
+    parts += gains_report.page_parts(_rows_if_any(folder / "gains.jsonl"))
+    parts += gpu_parts(_rows_if_any(folder / "gpu.jsonl"))
     return "\n".join(parts)
+
+
+def gpu_parts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What was measured on a GPU, a section a run; nothing where nothing was."""
+    measured = [row for row in rows if row["mode"] == "measure"]
+    for date in dict.fromkeys(row["date"] for row in measured):
+        own = [row for row in measured if row["date"] == date]
+        yield f"## On a GPU, {date[:10]}\n\n{_GPU}\n```\n{gpu_report.text(own)}\n```\n"
+    if measured:
+        yield "![Frames a second by batch size and arm](gpu-throughput.png)\n"
 
 
 def learned_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -125,10 +145,16 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
+def _rows_if_any(path: Path) -> list[dict[str, Any]]:
+    return list(_rows(path)) if path.is_file() else []
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """The command line; returns the exit code. The plots of gains.jsonl are drawn beside the page."""
     source, target = argv if argv is not None else sys.argv[1:]
     Path(target).write_text(page(Path(source)), encoding="utf-8")
+    for data, rows in gains_report.latest(_rows_if_any(Path(source) / "gains.jsonl")).items():
+        plots.plot_gains(rows, Path(target).parent / gains_report.plot_name(data))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The main measurement: from bytes in memory to label maps, with and without decoding pixels first.
+"""The main measurement: from bytes in memory to label maps or classes, with and without decoding pixels first.
 
 Frames are encoded once, before anything is timed. Then every arm runs over the same frames in the same process, in
 interleaved rounds (`measure.py`), one frame at a time and in batches. What comes out is one JSON-ready dict.
@@ -15,18 +15,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..engine.placement import Placement
-from ..errors import ArtifactError, UsageError
+from ..errors import ArtifactError, BackendMissingError, UsageError
 from ..kernels.dispatch import native_available
-from .arms import ARM_NAMES, ARMS, H264, Arm, Compressed, JpegAtRate, JpegQ95, LearnedDecode
+from .arms import (
+    ARM_NAMES,
+    ARMS,
+    H264,
+    Answers,
+    Arm,
+    Compressed,
+    JpegAtRate,
+    JpegQ95,
+    LearnedDecode,
+    answers,
+    description_of,
+    roles_of,
+)
+from .classification import agreement, check_clip, new_scores
 from .clips import Clip
+from .costs import frame_macs
 from .machine import describe_machine, describe_versions, usable_cores
-from .measure import StageClock, Timing, measure, paired_ratio
-from .quality import Labels, Scores
+from .measure import CLASSIFYING_STAGES, STAGES, StageClock, Timing, measure, paired_ratio
 from .sender import Sent, read_packets, send_codec, send_jpeg, send_jpeg_near
 
 if TYPE_CHECKING:
     from ..engine.bundle import Bundle
-    from ..engine.roles import RgbSegmenter
+    from .arms import Rgb
 
 SCHEMA = 1
 RGB_BITS = 24
@@ -43,7 +57,8 @@ class Setup:
     Attributes
     ----------
     arms: those that can run, in the order of `ARMS`. left_out: name and reason of the others. sender: one entry for
-    each way of encoding that was needed, with its cost. rgb: the RGB segmenter, or None where the bundle has none.
+    each way of encoding that was needed, with its cost. rgb: the RGB network, or None where the bundle has none.
+    stages: the names of the stages that the arms have.
     """
 
     def __init__(
@@ -60,7 +75,8 @@ class Setup:
         self.arms: list[Arm] = []
         self.left_out: list[dict[str, str]] = []
         self.sender: list[dict[str, Any]] = []
-        self.rgb: RgbSegmenter | None = None
+        self.rgb: Rgb | None = None
+        self.stages = CLASSIFYING_STAGES if bundle.classifies else STAGES
         self.provider = ""
         try:
             self._open(names)
@@ -86,25 +102,26 @@ class Setup:
         return sent
 
     def _open(self, names: Sequence[str]) -> None:
-        from ..engine.roles import Compressor, Decompressor, RgbSegmenter, Segmenter
+        from ..engine.roles import Classifier, Compressor, Decompressor, RgbClassifier, RgbSegmenter, Segmenter
 
         bundle, clip, threads = self._bundle, self._clip, self._threads
+        latent, rgb = (Classifier, RgbClassifier) if bundle.classifies else (Segmenter, RgbSegmenter)
         header = bundle.header(*clip.size, clip.frame_rate)
         with Compressor(bundle, self._placement) as compressor:
             self.provider = compressor.backend.provider
             codec = self._sent("codec", send_codec(compressor, header, clip.frames))
-        if "rgb_segmenter" in bundle.roles:
-            self.rgb = self._role(RgbSegmenter)
+        if rgb.role in bundle.roles:
+            self.rgb = self._role(rgb)
         for kind in ARMS:
             if kind.name not in names:
                 continue
-            missing = [role for role in kind.roles if role not in bundle.roles]
+            missing = [role for role in roles_of(kind, bundle.classifies) if role not in bundle.roles]
             if missing or (kind is not Compressed and self.rgb is None):
                 self.left_out.append({"name": kind.name, "reason": f"the bundle has no {' and no '.join(missing)}"})
             elif kind is Compressed:
-                self._add(Compressed(self._role(Segmenter), header, codec))
+                self._add(Compressed(self._role(latent), header, codec))
             elif self.rgb is None:
-                raise AssertionError("every other arm ends in the RGB segmenter")
+                raise AssertionError("every other arm ends in the RGB network")
             elif kind is LearnedDecode:
                 self._add(LearnedDecode(self._role(Decompressor), self.rgb, header, codec))
             elif kind is JpegAtRate:
@@ -115,7 +132,7 @@ class Setup:
             else:
                 self._add_h264(self.rgb)
 
-    def _add_h264(self, rgb: RgbSegmenter) -> None:
+    def _add_h264(self, rgb: Rgb) -> None:
         reason = ""
         if self._clip.video is None:
             reason = "not applicable: the source is not a video file"
@@ -159,9 +176,11 @@ def run(
 
     Raises
     ------
-    UsageError: an unknown arm, an asked-for arm that cannot run, or nothing to measure.
+    UsageError: an unknown arm, an asked-for arm that cannot run, a clip whose truth is of other classes, or nothing to
+    measure.
     """
     names = check_arms(arms)
+    check_clip(clip, bundle)
     fitting = [size for size in dict.fromkeys(batches) if size <= len(clip.frames)]
     too_large = [size for size in dict.fromkeys(batches) if size > len(clip.frames)]
     if not fitting or min(batches) < 1 or rounds < 1 or warmup < 0:
@@ -178,16 +197,17 @@ def run(
             raise UsageError(f"the arm {entry['name']!r} cannot run here: {entry['reason']}")
         if not setup.arms:
             raise ArtifactError(
-                f"bundle '{bundle.name}' has only {', '.join(bundle.roles)}, expected a segmenter to measure",
-                hint="give a bundle with a segmenter: latentseg inspect shows what is in one",
+                f"bundle '{bundle.name}' has only {', '.join(bundle.roles)}, expected a segmenter or a classifier",
+                hint="give a bundle with one: latentseg inspect shows what is in one",
             )
-        reference = _rgb_labels(setup, clip)
+        reference = _rgb_answers(setup, clip)
         rows = [_describe(arm, bundle, clip) for arm in setup.arms]
         single = _score_all(setup, rows, clip, bundle, reference, progress)
         ceiling = _ceiling(bundle, clip, reference)
         for size in fitting:
             _time_all(setup, rows, single, size, len(clip.frames), rounds, warmup, seed, progress)
         left_out, sender, provider = setup.left_out, setup.sender, setup.provider
+    what = "float32 probabilities of classes" if bundle.classifies else "uint8 labels of the source's size"
     return {
         "schema": SCHEMA,
         "type": "bench",
@@ -195,6 +215,7 @@ def run(
         "machine": machine,
         "versions": describe_versions(),
         "configuration": {
+            "task": "classification" if bundle.classifies else "segmentation",
             "source": clip.name,
             "labels": clip.labels_name,
             "frames": len(clip.frames),
@@ -210,7 +231,7 @@ def run(
             "coder": "native" if native_available() else "numpy",
             "seed": seed,
             "order": "one seeded shuffle of the arms, rotated by one place a round",
-            "time": "from bytes in memory to uint8 labels of the source's size",
+            "time": f"from bytes in memory to {what}",
         },
         "sender": sender,
         "arms": rows,
@@ -227,6 +248,8 @@ def run(
 def _remarks(rows: list[dict[str, Any]]) -> list[str]:
     """What a reader must know beside the numbers."""
     remarks = []
+    if any(row["macs_per_frame"] is None for row in rows):
+        remarks.append("MACs left out: to count a classifier's needs the package onnx")
     for row in rows:
         detail = row["detail"]
         if "quality" in detail:
@@ -251,11 +274,11 @@ def check_arms(arms: Sequence[str] | None) -> list[str]:
     return list(arms)
 
 
-def _rgb_labels(setup: Setup, clip: Clip) -> list[Labels] | None:
-    """The RGB network's labels of the original frames: what agreement is measured against."""
+def _rgb_answers(setup: Setup, clip: Clip) -> list[Answers] | None:
+    """What the RGB network says of the original frames: what agreement is measured against."""
     if setup.rgb is None:
         return None
-    return [setup.rgb.labels(frame[None])[0] for frame in clip.frames]
+    return [answers(setup.rgb, StageClock(setup.stages), frame[None])[0] for frame in clip.frames]
 
 
 def _describe(arm: Arm, bundle: Bundle, clip: Clip) -> dict[str, Any]:
@@ -263,10 +286,10 @@ def _describe(arm: Arm, bundle: Bundle, clip: Clip) -> dict[str, Any]:
     mean_bytes = float(np.mean(arm.sizes))
     return {
         "name": arm.name,
-        "description": arm.description,
+        "description": description_of(type(arm), bundle.classifies),
         "detail": arm.detail,
         **_rate(mean_bytes, clip),
-        **_cost(arm.roles, bundle, clip),
+        **_cost(roles_of(type(arm), bundle.classifies), bundle, clip),
     }
 
 
@@ -275,14 +298,13 @@ def _rate(mean_bytes: float, clip: Clip) -> dict[str, float]:
     return {"bytes_per_frame": mean_bytes, "bpp": bpp, "compression_factor": RGB_BITS / bpp}
 
 
-def _cost(roles: Sequence[str], bundle: Bundle, clip: Clip) -> dict[str, float]:
-    """Convolution MACs of a frame at the padded size, which is what the networks compute, and parameters."""
-    stride = bundle.codec.stride
-    height, width = (-(-side // stride) * stride for side in clip.size)
-    return {
-        "macs_per_frame": sum(bundle.macs(role, height, width) for role in roles),
-        "parameters": sum(bundle.parameters(role) for role in roles),
-    }
+def _cost(roles: Sequence[str], bundle: Bundle, clip: Clip) -> dict[str, float | None]:
+    """MACs of a frame, None where they cannot be counted here, and parameters."""
+    try:
+        macs = frame_macs(bundle, roles, clip.size)
+    except BackendMissingError:
+        macs = None
+    return {"macs_per_frame": macs, "parameters": sum(bundle.parameters(role) for role in roles)}
 
 
 def _score_all(
@@ -290,39 +312,40 @@ def _score_all(
     rows: list[dict[str, Any]],
     clip: Clip,
     bundle: Bundle,
-    reference: list[Labels] | None,
+    reference: list[Answers] | None,
     progress: Progress,
-) -> dict[str, list[Labels]]:
-    """One untimed pass of every arm, frame by frame: quality, and the labels that batched runs must repeat."""
-    kept: dict[str, list[Labels]] = {}
+) -> dict[str, list[Answers]]:
+    """One untimed pass of every arm, frame by frame: quality, and the answers that batched runs must repeat."""
+    kept: dict[str, list[Answers]] = {}
     for number, (arm, row) in enumerate(zip(setup.arms, rows, strict=True)):
         progress("scoring", number, len(rows))
-        scores = Scores([info.name for info in bundle.classes], clip.labels, reference)
+        scores = new_scores(bundle, clip, reference)
         arm.start(1)
         kept[arm.name] = []
         for index in range(len(clip.frames)):
-            labels = arm.run(index, index + 1, StageClock())[0]
-            scores.add(index, labels)
-            kept[arm.name].append(labels)
+            answer = arm.run(index, index + 1, StageClock(setup.stages))[0]
+            scores.add(index, answer)
+            kept[arm.name].append(answer)
         row["agreement"] = scores.agreement()
         row["quality"] = scores.quality()
         row["timings"] = []
     return kept
 
 
-def _ceiling(bundle: Bundle, clip: Clip, reference: list[Labels] | None) -> dict[str, Any] | None:
-    """The RGB segmenter on the original frames: no arm, never timed, only the quality to measure the others by."""
+def _ceiling(bundle: Bundle, clip: Clip, reference: list[Answers] | None) -> dict[str, Any] | None:
+    """The RGB network on the original frames: no arm, never timed, only the quality to measure the others by."""
     if reference is None:
         return None
-    scores = Scores([info.name for info in bundle.classes], clip.labels, reference)
-    for index, labels in enumerate(reference):
-        scores.add(index, labels)
+    scores = new_scores(bundle, clip, reference)
+    for index, answer in enumerate(reference):
+        scores.add(index, answer)
     height, width = clip.size
+    role = "rgb_classifier" if bundle.classifies else "rgb_segmenter"
     return {
         "name": "rgb-original",
-        "description": "RGB segmenter on the original frames, not timed",
+        "description": f"{role.replace('rgb_', 'RGB ')} on the original frames, not timed",
         **_rate(height * width * RGB_BITS / 8, clip),
-        **_cost(("rgb_segmenter",), bundle, clip),
+        **_cost((role,), bundle, clip),
         "agreement": scores.agreement(),
         "quality": scores.quality(),
     }
@@ -331,7 +354,7 @@ def _ceiling(bundle: Bundle, clip: Clip, reference: list[Labels] | None) -> dict
 def _time_all(
     setup: Setup,
     rows: list[dict[str, Any]],
-    single: dict[str, list[Labels]],
+    single: dict[str, list[Answers]],
     size: int,
     frames: int,
     rounds: int,
@@ -343,8 +366,8 @@ def _time_all(
     agreements = {}
     for arm in setup.arms:
         arm.start(size)
-        labels = arm.run(0, size, StageClock())
-        agreements[arm.name] = float(np.mean(labels == np.stack(single[arm.name][:size])))
+        found = arm.run(0, size, StageClock(setup.stages))
+        agreements[arm.name] = agreement(found, np.stack(single[arm.name][:size]))
     total = rounds * len(setup.arms)
     steps = iter(range(1, total + 1))
     timings: dict[str, Timing] = measure(
@@ -354,6 +377,7 @@ def _time_all(
         rounds=rounds,
         warmup=warmup,
         seed=seed,
+        stages=setup.stages,
         progress=lambda: progress(f"batch {size}", next(steps), total),
     )
     reference = timings.get(Compressed.name)
