@@ -51,7 +51,8 @@ class EntropyDistortion:
     @staticmethod
     def start(codec: nn.Module, target_bpp: float, trained: dict[str, Any] | None = None) -> dict[str, float]:
         """The controller's state before the first step. trained: facts of the weights that training starts from."""
-        return {"target_entropy": (trained or {}).get("target_entropy", 0.0), "measured_bpp": target_bpp}
+        target = (trained or {}).get("target_entropy", 0.0)
+        return {"target_entropy": target, "smooth_entropy": 0.0, "measured_bpp": target_bpp}
 
     def __call__(self, x: Tensor, *, bf16: bool, steer: bool) -> tuple[Tensor, dict[str, float]]:
         """Loss and figures of a batch of RGB crops, float32 (N, 3, H, W) in [0, 1]. steer: measure and let H_t move."""
@@ -73,6 +74,8 @@ class EntropyDistortion:
             decoded = self.codec.decompress(received)  # type: ignore[operator]
         mse = F.mse_loss(decoded.float(), x)
         entropy = quantiser.entropy(shares)  # type: ignore[operator, union-attr]
+        smooth = self.state["smooth_entropy"] or entropy.item()
+        self.state["smooth_entropy"] = 0.9 * smooth + 0.1 * entropy.item()
         excess = F.relu(entropy - self.state["target_entropy"])
         centres: Tensor = quantiser.centres  # type: ignore[assignment, union-attr]
         loss = mse * 255.0**2 + self.beta * excess + 0.05 * (centres**2).sum()
@@ -91,7 +94,9 @@ class EntropyDistortion:
         self.codec.train()
         most = math.log2(len(self.codec.quantiser.centres))  # type: ignore[arg-type, union-attr]
         before = self.state["target_entropy"] or entropy
-        moved = min(max(before, (1 - NEAR) * entropy), (1 + NEAR) * entropy) * (self.target / measured) ** GAIN
+        # The batches' entropy is what H_t works on; that of whole frames may be another.
+        near = self.state["smooth_entropy"] or entropy
+        moved = min(max(before, (1 - NEAR) * near), (1 + NEAR) * near) * (self.target / measured) ** GAIN
         self.state |= {"target_entropy": min(max(moved, 0.05), most), "measured_bpp": measured}
 
 

@@ -120,7 +120,7 @@ class Doubling(nn.Module):
 @pytest.mark.parametrize("target", [0.5, 3.0])
 def test_loss_by_hand(target: float) -> None:
     x = torch.tensor([0.1, 0.4, 0.6, 1.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)  # symbols 0, 1, 1, 2
-    state = {"target_entropy": target, "measured_bpp": 0.25}
+    state = {"target_entropy": target, "smooth_entropy": 1.0, "measured_bpp": 0.25}
     loss, figures = EntropyDistortion(Doubling(), [], 0.3, 200.0, state, 0.5)(x, bf16=False, steer=False)
     mse = (0.1**2 + 0.1**2 + 0.1**2 + 0.0) / 4
     excess = max(1.5 - target, 0.0)  # of 1/4, 1/2, 1/4
@@ -128,7 +128,8 @@ def test_loss_by_hand(target: float) -> None:
     assert figures == pytest.approx(
         {"psnr": -10 * math.log10(mse), "entropy": 1.5, "target_entropy": target, "measured_bpp": 0.25}, rel=1e-5
     )
-    assert state == {"target_entropy": target, "measured_bpp": 0.25}
+    # The batches' entropy is followed, a tenth of the way at a time.
+    assert state == pytest.approx({"target_entropy": target, "smooth_entropy": 1.05, "measured_bpp": 0.25})
 
 
 @pytest.mark.parametrize(
@@ -147,18 +148,20 @@ def test_loss_by_hand(target: float) -> None:
 def test_steering_moves_the_target_towards_the_rate(
     monkeypatch: pytest.MonkeyPatch, measured: float, before: float, after: float
 ) -> None:
-    monkeypatch.setattr(module, "measure_rate", lambda codec, frames: (measured, 1.5))
+    monkeypatch.setattr(module, "measure_rate", lambda codec, frames: (measured, 1.5 if before == 0 else 9.0))
     codec = Doubling().train()
-    state = {"target_entropy": before, "measured_bpp": 9.0}
+    state = {"target_entropy": before, "smooth_entropy": 0.0 if before == 0 else 1.5, "measured_bpp": 9.0}
     EntropyDistortion(codec, [], 0.3, 1.0, state).steer()
-    assert state == pytest.approx({"target_entropy": after, "measured_bpp": measured})
+    assert state == pytest.approx({**state, "target_entropy": after, "measured_bpp": measured})
     assert codec.training
 
 
 def test_a_run_starts_with_the_target_of_the_weights_that_it_starts_from() -> None:
-    assert EntropyDistortion.start(Doubling(), 0.3) == {"target_entropy": 0.0, "measured_bpp": 0.3}
+    assert EntropyDistortion.start(Doubling(), 0.3) == {
+        "target_entropy": 0.0, "smooth_entropy": 0.0, "measured_bpp": 0.3,
+    }  # fmt: skip
     trained = {"target_entropy": 1.4, "measured_bpp": 9.0, "steps": 3}
-    assert EntropyDistortion.start(Doubling(), 0.3, trained) == {"target_entropy": 1.4, "measured_bpp": 0.3}
+    assert EntropyDistortion.start(Doubling(), 0.3, trained)["target_entropy"] == 1.4
 
 
 def tiny_codec(seed: int = 0) -> TorfasonCodec:
