@@ -71,6 +71,10 @@ class Parser(argparse.ArgumentParser):
         """Every option string of this parser."""
         return [name for action in self._actions for name in action.option_strings]
 
+    def switches(self) -> list[str]:
+        """The option strings that take no value."""
+        return [name for action in self._actions if action.nargs == 0 for name in action.option_strings]
+
 
 def subparsers(parser: argparse.ArgumentParser) -> list[Parser]:
     """The parsers of a verb's own subcommands (`train codec`), in order; none for most verbs."""

@@ -29,7 +29,8 @@ class PresetParser(Parser):
             from ..training.presets import preset_words, read_preset
 
             spec = specs[-1]
-            words = preset_words(read_preset(spec), spec, self.prog.split()[-1], self.options()) + words
+            what, preset = self.prog.split()[-1], read_preset(spec)
+            words = preset_words(preset, spec, what, self.options(), self.switches()) + words
         return super().parse_known_args(words, namespace)
 
 
@@ -91,7 +92,7 @@ def add_labelled(parser: argparse.ArgumentParser) -> None:
 
 def add_classified(parser: argparse.ArgumentParser, split: str) -> None:
     """`--layout`, `--split` and `--limit-per-class` of classified images."""
-    parser.add_argument("--layout", default="imagefolder", help="imagefolder or idx (default: %(default)s)")
+    parser.add_argument("--layout", help="imagefolder or idx (default: imagefolder)")
     parser.add_argument("--split", help=f"default: {split}")
     parser.add_argument(
         "--limit-per-class", type=_common.positive, metavar="N", help="the first N images of each class only"
@@ -102,7 +103,17 @@ def classified(args: argparse.Namespace, split: str | None) -> ImageSet:
     """The image set that `--data`, `--layout`, `--split` and `--limit-per-class` say; split: where none is given."""
     from ..training.image_sets import image_set
 
+    args.layout = args.layout or "imagefolder"
     return image_set(args.layout, args.data, args.split or split, limit_per_class=args.limit_per_class)
+
+
+def check_frames(args: argparse.Namespace) -> None:
+    """Raise UsageError for what `--frames` takes and was given beside `--data`, or the other way round."""
+    source, other = ("frames", "data") if args.data is None else ("data", "frames")
+    for name in ("layout", "split", "limit_per_class", "size") if source == "frames" else ("every",):
+        if getattr(args, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} means nothing beside --{source}", hint=f"leave {flag} out, or give --{other}")
 
 
 def add_views(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _training.add_classified(codec, "val, of idx test")
     codec.add_argument("--size", type=_common.positive, metavar="SIDE", help="side of the images' centres")
     codec.add_argument(
-        "--every", type=_common.positive, default=1, metavar="N", help="take every n-th frame (default: 1)"
+        "--every", type=_common.positive, metavar="N", help="take every n-th frame (default: 1)"
     )
     codec.add_argument("--coder", choices=_common.CODERS, default=_common.CODERS[0], help="default: %(default)s")
     _common.add_json(codec, "the scores")
@@ -107,10 +107,11 @@ def _codec(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.evaluate import evaluate_codec
     from ..training.image_sets import CentreViews
 
+    _training.check_frames(args)
     codec = load_weights(args.weights, kinds=("codec",)).build()
     frames: Sequence[Image]
     if args.data is None:
-        frames = read_frames(Path(args.frames), every=args.every)
+        frames = read_frames(Path(args.frames), every=args.every or 1)
     else:
         images = _training.classified(args, None)
         frames = CentreViews(images, args.size) if args.size else images.images
@@ -172,6 +173,8 @@ def _classifier(args: argparse.Namespace) -> dict[str, Any]:
     if args.decoded_by:
         codec = load_weights(args.decoded_by, kinds=("codec",))
     settings = weights.facts["settings"]
+    if args.decoded_by and settings.get("decoded_by") not in ("", None, codec.content_id if codec else None):
+        _common.note(args, "note: the classifier was trained on images decoded by another codec")
     images = _training.classified(args, None)
     check_names(images.names, settings_names(settings), "the classifier")
     return evaluate_classifier(

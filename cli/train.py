@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _training.add_classified(codec, "train")
     codec.add_argument("--size", type=_common.positive, metavar="SIDE", help="side of the images' centres")
     codec.add_argument(
-        "--every", type=_common.positive, default=1, metavar="N", help="take every n-th frame (default: 1)"
+        "--every", type=_common.positive, metavar="N", help="take every n-th frame (default: 1)"
     )
     codec.add_argument(
         "--target-bpp", type=float, metavar="BPP",
@@ -163,6 +163,7 @@ def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     from ..training.image_sets import CentreViews
     from ..training.train_codec import CodecConfig, train_codec
 
+    _training.check_frames(args)
     lo, hi = args.scales
     if not 0 < lo <= hi:
         raise UsageError(f"--scales wants 0 < LO <= HI, found {lo} {hi}")
@@ -173,7 +174,7 @@ def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
         config = CodecConfig(**{**vars(config), "beta": args.beta})
     frames: Sequence[Image]
     if args.data is None:
-        frames, source = read_frames(Path(args.frames), every=args.every), Path(args.frames)
+        frames, source = read_frames(Path(args.frames), every=args.every or 1), Path(args.frames)
     else:
         images = _training.classified(args, "train")
         frames, source = CentreViews(images, args.size) if args.size else images.images, args.data
@@ -241,7 +242,6 @@ def _joint_classifier(args: argparse.Namespace, loop: LoopConfig, size: int) -> 
 
     chosen = {name: getattr(args, name) for name in ("gamma", "beta") if getattr(args, name) is not None}
     config = JointClassifierConfig(args.target_bpp, **chosen)
-    args.layout = args.layout or "imagefolder"
     images, classifier_config, note = _classified(args, size)
     return train_joint_classifier(
         args.network, images, args.out, classifier_config, config, loop, codec=args.codec, init=args.init,

@@ -132,7 +132,7 @@ class TorfasonCodec(nn.Module):
     def __init__(self, channels: int, centres: int = 6, width: int = 128, sigma: float = SIGMA) -> None:
         super().__init__()
         if not 2 <= centres <= 256:
-            raise UsageError(f"{centres} centres, expected 2 to 256")
+            raise UsageError(f"{centres} centres, expected 2 to 256", hint="the paper has 6")
         self.channels = channels
         self.bits = math.ceil(math.log2(centres))
         self.compressor = Encoder(channels, width)

@@ -32,7 +32,8 @@ def pca_init(codec: TorfasonCodec, images: Tensor) -> None:
     channels, width = codec.channels, _convolutions(codec.compressor)[1].out_channels
     if channels & (channels - 1) or not 1 <= channels <= 64 or width < 48:
         raise UsageError(
-            f"a PCA start for {channels} channels and width {width}, expected a power of two up to 64, and at least 48"
+            f"a PCA start for {channels} channels and width {width}, expected a power of two up to 64, and at least 48",
+            hint="start from trained weights (--init), or change --option width and channels",
         )
     blocks = _blocks((images - codec.compressor.mean) / codec.compressor.deviation)
     if len(blocks) < blocks.shape[1]:

@@ -145,7 +145,8 @@ def random_window(image: Image, size: int, area: tuple[float, float], flip: bool
     w, h = min(width, math.sqrt(wanted * ratio)), min(height, math.sqrt(wanted / ratio))
     left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
     view = _cut(image, (left, top, min(width, left + w), min(height, top + h)), size)
-    return np.ascontiguousarray(view[:, ::-1]) if flip and rng.random() < 0.5 else view
+    # A copy: NumPy calls a mirrored view of one pixel contiguous, and torch refuses its strides.
+    return view[:, ::-1].copy() if flip and rng.random() < 0.5 else view
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

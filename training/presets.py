@@ -12,6 +12,7 @@ The shipped ones lie in `configs/` and are known by their names.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,21 @@ def read_preset(spec: str) -> dict[str, Any]:
         raise InputError(f"cannot read the preset {path}: {error}") from None
 
 
-def preset_words(preset: dict[str, Any], source: str, what: str, flags: list[str]) -> list[str]:
+def preset_words(
+    preset: dict[str, Any], source: str, what: str, flags: Sequence[str], switches: Sequence[str]
+) -> list[str]:
     """A preset as words of a command line: flags and their values.
 
-    what: the training that it must be for.  flags: those that this training has ("--lr").  source: for messages.
-    Raises UsageError for another training's preset, and for a key that is no flag.
+    what: the training that it must be for.  flags: those that this training has ("--lr").  switches: of them, those
+    that take no value; true and false are theirs alone.  source: for messages.
+    Raises UsageError for another training's preset, for a key that is no flag, and for a value of the wrong kind.
     """
     found = preset.get("train")
+    if not isinstance(found, str):
+        raise UsageError(f"{source} does not say what it trains", hint=f'put train = "{what}" into it')
     if found != what:
         raise UsageError(
-            f"{source} is for `train {found}`, not `train {what}`"
-            if found
-            else f"{source} does not say what it trains",
-            hint=f"latentseg train {found} --config {source}" if found else f'put train = "{what}" into it',
+            f"{source} is for `train {found}`, not `train {what}`", hint=f"latentseg train {found} --config {source}"
         )
     words: list[str] = []
     for key, value in preset.items():
@@ -61,6 +64,9 @@ def preset_words(preset: dict[str, Any], source: str, what: str, flags: list[str
         flag = f"--{key}"
         if flag not in flags or key in {"config", "help"}:
             raise UsageError(f"{source}: unknown key '{key}'", hint=f"keys are the flags of `latentseg train {what}`")
+        if isinstance(value, bool) != (flag in switches):
+            kind = "true or false" if flag in switches else "a value"
+            raise UsageError(f"{source}: {key} is {str(value).lower()}, expected {kind}", hint=f"or leave {key} out")
         if isinstance(value, dict):
             words += [word for option, number in value.items() for word in (flag, f"{option}={number}")]
         elif isinstance(value, list):

@@ -115,7 +115,14 @@ def measure_rate(codec: nn.Module, frames: Sequence[NDArray[np.uint8]]) -> tuple
 
 def measured_frames(frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
     """The frames that a rate is measured on: some that are spread over the data, small ones laid together in sheets."""
-    height, width = frames[0].shape[:2]
-    count = MEASURED * max(1, 512 // height) * max(1, 512 // width)
-    chosen = [frames[i] for i in sorted({len(frames) * k // count for k in range(count)})]
-    return list(sheets(chosen)) if len({frame.shape for frame in chosen}) == 1 else chosen
+
+    def spread(count: int) -> list[NDArray[np.uint8]]:
+        return [frames[i] for i in sorted({len(frames) * k // count for k in range(count)})]
+
+    few = spread(MEASURED)
+    height, width = few[0].shape[:2]
+    if any(frame.shape != few[0].shape for frame in few):
+        return few
+    chosen = spread(MEASURED * max(1, 512 // height) * max(1, 512 // width))
+    same = [frame for frame in chosen if frame.shape == few[0].shape]
+    return list(sheets(same))

@@ -47,6 +47,8 @@ class CodecConfig:
             raise UsageError(
                 f"a target of {self.target_bpp} bpp, expected more than 0 and less than 24, the RGB image's"
             )
+        if not 0 <= self.beta < math.inf:
+            raise UsageError(f"beta is {self.beta}, expected a finite number not below 0")
 
 
 def sample_patches(frames: Sequence[NDArray[np.uint8]], side: int, count: int, seed: int) -> Tensor:

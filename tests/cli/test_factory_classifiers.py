@@ -150,3 +150,65 @@ def test_what_does_not_fit_is_refused(work: Path, tmp_path: Path, capsys: pytest
         assert main([*argv, "-q"]) == code, argv
         assert message in capsys.readouterr().err, argv
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "message"),
+    [
+        ("--frames", ["--size", "16"], "--size means nothing beside --frames"),
+        ("--frames", ["--limit-per-class", "1"], "--limit-per-class means nothing beside --frames"),
+        ("--frames", ["--split", "val"], "--split means nothing beside --frames"),
+        ("--frames", ["--layout", "idx"], "--layout means nothing beside --frames"),
+        ("--data", ["--every", "2"], "--every means nothing beside --data"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_flags_of_the_other_source_are_refused(
+    work: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    source: str,
+    flags: list[str],
+    message: str,
+) -> None:
+    train = [
+        "train",
+        "codec",
+        "--network",
+        "torfason-codec-c8",
+        "--target-bpp",
+        "1",
+        "--out",
+        str(tmp_path / "x"),
+        *LOOP,
+    ]
+    start = train if verb == "train" else ["eval", "codec", str(work / "codec")]
+    assert main([*start, source, str(work / "data"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "leave" in said
+
+
+def test_images_decoded_by_another_codec_are_pointed_out(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "codec", "--network", "torfason-codec-c8", "--option", "width=48", "--data", str(work / "data")]
+    train += ["--size", "24", "--patch", "16", "--batch", "2", "--target-bpp", "0.5", "--seed", "1"]
+    assert main([*train, "--out", str(tmp_path / "other"), *LOOP]) == 0
+    said = {}
+    for name, codec in {"own": work / "codec", "other": tmp_path / "other"}.items():
+        capsys.readouterr()
+        evaluate = [
+            "eval",
+            "classifier",
+            str(work / "decoded"),
+            "--decoded-by",
+            str(codec),
+            "--data",
+            str(work / "data"),
+        ]
+        assert main(evaluate) == 0
+        said[name] = capsys.readouterr().err
+    assert "another codec" in said["other"]
+    assert "another codec" not in said["own"]

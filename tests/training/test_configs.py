@@ -85,17 +85,23 @@ def write(path: Path, text: str) -> str:
 def test_words_of_a_preset() -> None:
     preset = {"train": "x", "lr": 0.5, "size": [3, 4], "fp32": True, "resume": False, "option": {"a": 1, "b": 2}}
     flags = ["--lr", "--size", "--fp32", "--resume", "--option"]
-    assert preset_words(preset, "p", "x", flags) == [
+    switches = ["--fp32", "--resume"]
+    assert preset_words(preset, "p", "x", flags, switches) == [
         "--lr", "0.5", "--size", "3", "4", "--fp32", "--option", "a=1", "--option", "b=2"
     ]  # fmt: skip
     with pytest.raises(UsageError, match="p is for `train x`, not `train y`"):
-        preset_words(preset, "p", "y", flags)
+        preset_words(preset, "p", "y", flags, switches)
+    for key, value, expected in (("lr", False, "a value"), ("lr", True, "a value"), ("fp32", 3, "true or false")):
+        with pytest.raises(UsageError, match=f"p: {key} is {str(value).lower()}, expected {expected}"):
+            preset_words({"train": "x", key: value}, "p", "x", flags, switches)
+    with pytest.raises(UsageError, match="does not say what it trains"):
+        preset_words({"train": ["x"]}, "p", "x", flags, switches)
     with pytest.raises(UsageError, match="does not say what it trains") as caught:
-        preset_words({}, "p", "y", flags)
+        preset_words({}, "p", "y", flags, switches)
     assert 'train = "y"' in caught.value.hint
     for key in ("colour", "config"):
         with pytest.raises(UsageError, match=f"p: unknown key '{key}'"):
-            preset_words({"train": "x", key: 1}, "p", "x", [*flags, "--config"])
+            preset_words({"train": "x", key: 1}, "p", "x", [*flags, "--config"], switches)
 
 
 def test_presets_that_cannot_be_read(tmp_path: Path) -> None:
@@ -139,7 +145,7 @@ def test_flags_come_before_the_preset_wherever_they_stand(data: Path, tmp_path: 
         ('train = "classifier"\ncolour = 1', "unknown key 'colour'"),
         ('train = "classifier"\nsteps = "many"', "argument --steps"),
         ('train = "classifier"\nsteps = 1\nsize = [1, 2]', "unknown argument '2'"),
-        ('train = "classifier"\nsteps = 1\nfp32 = 3', "unknown argument '3'"),
+        ('train = "classifier"\nsteps = 1\nfp32 = 3', "fp32 is 3, expected true or false"),
         ('train = "classifier"\nlr = 1.0', "required: --steps"),
     ],
 )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentseg.errors import InputError, UsageError
+from latentseg.training.augment import to_float
 from latentseg.training.image_sets import (
     CentreViews,
     centre_view,
@@ -209,3 +210,11 @@ def test_same_generator_same_window() -> None:
     first, again, other = (random_window(image, 16, (0.3, 1.0), True, np.random.default_rng(s)) for s in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_a_view_of_one_pixel_is_a_tensor() -> None:
+    """Mirrored too: NumPy calls such a view contiguous, whatever its strides are."""
+    image = np.full((5, 7, 3), 9, np.uint8)
+    for seed in range(8):
+        view = random_window(image, 1, (0.5, 1.0), True, np.random.default_rng(seed))
+        assert to_float(view).shape == (3, 1, 1)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import latentseg.training.soft_to_hard as module
-from latentseg.errors import ArtifactError
+from latentseg.errors import ArtifactError, UsageError
 from latentseg.models.torfason_codec import CentreQuantiser, TorfasonCodec
 from latentseg.training.evaluate import coded_bpp
-from latentseg.training.soft_to_hard import GAIN, EntropyDistortion, measure_rate, measured_frames
+from latentseg.training.soft_to_hard import GAIN, MEASURED, EntropyDistortion, measure_rate, measured_frames
+from latentseg.training.train_codec import CodecConfig
 from latentseg.training.train_segmenter import requantise
 
 CENTRES = [-1.7, 0.4, -0.3, 2.2, 0.9]
@@ -212,3 +213,18 @@ def test_small_frames_are_measured_in_sheets() -> None:
     assert [f.shape for f in measured_frames(large)] == [(360, 480, 3)] * 4
     mixed = [small[0], *large]
     assert {f.shape for f in measured_frames(mixed)} == {(64, 48, 3), (360, 480, 3)}
+
+
+def test_one_odd_image_does_not_decide_what_is_measured() -> None:
+    alike = [np.zeros((375, 500, 3), np.uint8)] * 4000
+    odd = np.zeros((100, 120, 3), np.uint8)
+    for images in ([odd, *alike], [*alike, odd], alike):
+        assert len(measured_frames(images)) == MEASURED
+    small = [np.zeros((64, 64, 3), np.uint8)] * 300
+    assert [frame.shape for frame in measured_frames(small)] == [(512, 512, 3)] * MEASURED
+
+
+@pytest.mark.parametrize("beta", [float("nan"), float("inf"), -1.0])
+def test_a_weight_that_is_none_is_refused(beta: float) -> None:
+    with pytest.raises(UsageError, match="beta is"):
+        CodecConfig(target_bpp=0.3, beta=beta)
