@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,24 +26,21 @@ from ..kernels.gpu.launch import DecodeKernel
 
 Labels = NDArray[np.uint8]
 Step = tuple[str, Callable[[], None]]  # a stage's name, and what starts it
-MOST_ADDRESSES = 16  # of frames a slot keeps contexts and graphs for
 _HOLD_BYTES = 64 << 20
 
 
 class EngineChain:
     """Engines at one shape on one stream, each one's output the next one's input. Everything inside `device.active()`.
 
-    They share one piece of activation memory, which the stream's order makes safe; `memory` = (address, bytes) is one
-    that is there already.
+    They share one piece of activation memory, which the stream's order makes safe.
 
     Attributes
     ----------
-    shape: (N, H, W) of the labels.  memory: (address, bytes) of the activation memory.
+    shape: (N, H, W) of the labels.
     """
 
     def __init__(
-        self, device: Device, stream: int, loaded: Sequence[LoadedEngine], shape: Sequence[int],
-        memory: tuple[int, int] = (0, 0),
+        self, device: Device, stream: int, loaded: Sequence[LoadedEngine], shape: Sequence[int]
     ) -> None:  # fmt: skip
         self._executions = [Execution(engine, stream) for engine in loaded]
         self._between: list[int] = []
@@ -55,13 +53,13 @@ class EngineChain:
             if execution is not self._executions[-1]:
                 self._between.append(device.allocate(math.prod(shape) * engine.file.output.dtype.itemsize))
         self.shape = tuple(shape)
-        self.memory = memory if memory[1] >= most else (device.allocate(most), most)
+        self._memory = device.allocate(most), most
 
     def bind(self, source: int, result: int) -> None:
         """Addresses of the first engine's input and of the labels."""
         ends = [source, *self._between, result]
         for execution, first, last in zip(self._executions, ends[:-1], ends[1:], strict=True):
-            execution.bind(*self.memory, first, last)
+            execution.bind(*self._memory, first, last)
 
     def steps(self) -> list[Step]:
         """What runs the engines, in order, under their roles' names."""
@@ -226,62 +224,42 @@ class ByteSlot(_Slot):
 
 
 class FrameSlot(_Slot):
-    """Frames on the device, wherever a decoder has put them, through one engine to labels: one graph an address.
+    """Frames on the device, wherever a decoder has put them, through one engine to labels: one copy, then one graph.
 
-    A decoder has a few buffers that it uses by turns. Should it have more than `MOST_ADDRESSES`, the others' batches
-    run without a graph, and are counted.
-
-    Attributes
-    ----------
-    loose: batches that ran without a graph for that reason.
+    A graph has its addresses built in, and a decoder's pool gives what address it likes: a capture for each new one
+    would fall into what is timed. So the frames are first copied to an input of the slot's own.
     """
 
     def __init__(self, device: Device, loaded: LoadedEngine, shape: Sequence[int]) -> None:
         """shape: (N, H, W, 3) of the frames."""
         super().__init__(device)
-        self._loaded, self._shape = loaded, tuple(shape)
-        self._spare = EngineChain(device, self.stream, [loaded], shape)
-        self._output = device.allocate(math.prod(self._spare.shape))
-        self._result = device.pinned(math.prod(self._spare.shape))
-        self._chains: dict[int, EngineChain] = {}
-        self.loose = 0
+        self._chain = EngineChain(device, self.stream, [loaded], shape)
+        self._size = math.prod(shape)
+        self._source, self._output = device.allocate(self._size), device.allocate(math.prod(self._chain.shape))
+        self._result = device.pinned(math.prod(self._chain.shape))
+        self._chain.bind(self._source, self._output)
 
     def start(self, address: int) -> None:
         """Start a batch of frames, which must stay where they are until `finish`."""
-        if address not in self._chains and len(self._chains) < MOST_ADDRESSES:
-            chain = EngineChain(self.device, self.stream, [self._loaded], self._shape, self._spare.memory)
-            chain.bind(address, self._output)
-            self._chains[address] = chain
-        if address in self._chains:
-            chain = self._chains[address]
-            steps = self._steps(chain)
-            self._play(address, steps, chain, len(steps))
-            return
-        self.loose += 1
-        self._spare.bind(address, self._output)
-        for _, start in self._steps(self._spare):
-            start()
-        self.device.record(self._end, self.stream)
+        self._copy(address)
+        steps = self._steps()
+        self._play("frames", steps, self._chain, len(steps))
 
     def forget(self) -> None:
-        self.forget_addresses()
-        self._spare.forget()
-
-    def forget_addresses(self) -> None:
-        """Let go of the graphs and contexts of frames whose memory goes; nothing may run."""
-        self._chains.clear()
-        self._graphs.clear()
-        self._warm.clear()
+        self._chain.forget()
 
     def timed(self, address: int) -> dict[str, float]:
-        """Seconds of a batch's stages behind its decoder: the role, copy_out."""
-        self._spare.bind(address, self._output)
-        return self._timed(self._steps(self._spare))
+        """Seconds of a batch's stages behind its decoder: copy_frames, the role, copy_out."""
+        return self._timed([("copy_frames", lambda: self._copy(address)), *self._steps()])
 
     def finish(self) -> Labels:
         """Wait; labels (N, H, W) before they are cropped, which the next batch overwrites."""
         self.device.wait_event(self._end)
-        return self._result.reshape(self._spare.shape)
+        return self._result.reshape(self._chain.shape)
 
-    def _steps(self, chain: EngineChain) -> list[Step]:
-        return [*chain.steps(), ("copy_out", lambda: self.device.fetch(self._result, self._output, self.stream))]
+    def _copy(self, address: int) -> None:
+        self.device.copy(self._source, address, self._size, self.stream)
+
+    def _steps(self) -> list[Step]:
+        fetch = partial(self.device.fetch, self._result, self._output, self.stream)
+        return [*self._chain.steps(), ("copy_out", fetch)]

@@ -1,7 +1,7 @@
-"""A bundle made ready for one batch size on this GPU: its own kernels and engines where they fit, else built here.
+"""A bundle made ready for one batch size on this GPU: engines that are built here, and kernels, its own where they fit.
 
-Engines that are built are for frames of one size and tuned for one batch, each network alike, so that no arm has the
-better tuned engine. A bundle's own engine is taken where it admits the batch.
+Engines are for frames of one size and tuned for one batch, each network alike, so that no arm has the better tuned
+engine. A bundle's own engines are left alone: it may have one of a wide profile for one network and none for another.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..engine.bundle import Bundle, load_bundle
 from ..engine.manifest import LABELLING_ROLES, read_manifest
 from ..engine.tensorrt.api import open_flavour
 from ..engine.tensorrt.gpus import this_gpu
-from ..engine.tensorrt.sidecar import ENGINE_FOLDER, Profile, engine_name, find_engine, read_engine
+from ..engine.tensorrt.sidecar import ENGINE_FOLDER, Profile, engine_name
 from ..errors import ArtifactError, InputError, LatentsegError, UsageError, missing_extra
-from ..kernels.gpu.images import KernelSet, load_kernels, save_kernels
+from ..kernels.gpu.images import INDEX_NAME, KernelSet, load_kernels, save_kernels
 
 _KERNELS = "kernels"
 _LARGE = 1 << 20  # pixels
@@ -32,6 +32,7 @@ _FLOATS = ("float16", "float32")  # what segmenters take
 def kernels_for(bundle: Bundle, capability: int) -> tuple[KernelSet, str]:
     """(kernels of the bundle's streams for a GPU, where from): the bundle's own, else compiled here.
 
+    Where there are some that do not fit or are damaged, the second says why they were not taken.
     Raises BackendMissingError without Triton where they must be compiled.
     """
     codec, codebook = bundle.codec, bundle.codec.scaling.mode == "codebook"
@@ -41,12 +42,16 @@ def kernels_for(bundle: Bundle, capability: int) -> tuple[KernelSet, str]:
         for floats in _FLOATS:
             kernels.find("context_decode", floats, capability)
         return kernels, "the bundle's own"
-    except (ArtifactError, InputError):
+    except (ArtifactError, InputError) as error:
         from ..kernels.triton.compile import compile_kernels
 
+        reason = ""
+        if (bundle.path / _KERNELS / INDEX_NAME).exists():
+            said = str(error).replace(f"{bundle.path}{os.sep}", "")  # rows are published: no path of a machine
+            reason = f", not the bundle's own: {said}"
         start = time.perf_counter()
         kernels = compile_kernels(codec.bits, codec.tile, [capability], codebook=codebook)
-        return kernels, f"compiled here in {time.perf_counter() - start:.1f} s"
+        return kernels, f"compiled here in {time.perf_counter() - start:.1f} s{reason}"
 
 
 def smallest(size: tuple[int, int]) -> tuple[int, int]:
@@ -101,7 +106,7 @@ class Workshop:
     Attributes
     ----------
     bundle: the copy, with kernels, and engines as far as they were asked for.  kernels: where those are from.
-    made: {role precision: where its engine is from}.
+    made: {role precision: how its engine was built}.
 
     Raises BackendMissingError without the flavour, a GPU, or Triton where kernels must be compiled.
     """
@@ -111,10 +116,10 @@ class Workshop:
         images: Sequence[npt.NDArray[np.uint8]],
     ) -> None:  # fmt: skip
         """size: (H, W) of the frames.  images: real frames (H, W, 3), to rewrite a precision that the bundle lacks."""
-        self._original, self._flavour, self._images = bundle, flavour, images
-        self._version, self._gpu = open_flavour(flavour).version, this_gpu()
+        self._flavour, self._images = flavour, images
+        open_flavour(flavour)
         self._frames = Profile((1, *smallest(size)), (batch, *size), (batch, *size))
-        kernels, self.kernels = kernels_for(bundle, self._gpu.capability)
+        kernels, self.kernels = kernels_for(bundle, this_gpu().capability)
         ignore = shutil.ignore_patterns(ENGINE_FOLDER, _KERNELS)
         shutil.copytree(bundle.path, folder, ignore=ignore, copy_function=_link)
         save_kernels(kernels, folder / _KERNELS)
@@ -130,7 +135,7 @@ class Workshop:
             raise self._failed[what]
         if what not in self.made:
             try:
-                self.made[what] = self._take(role, precision) or self._build(role, precision)
+                self.made[what] = self._build(role, precision)
             except LatentsegError as error:
                 self._failed[what] = error
                 raise
@@ -139,25 +144,6 @@ class Workshop:
     def facts(self, needed: Sequence[tuple[str, str]]) -> dict[str, str]:
         """Where the kernels and these (role, precision)'s engines are from."""
         return {"kernels": self.kernels, **{f"{r} {p}": self.made[f"{r} {p}"] for r, p in needed}}
-
-    def _take(self, role: str, precision: str) -> str:
-        """Bring the original's engine, where it has one that fits; where from, or "" without one."""
-        from ..export.tensorrt import input_profile
-
-        try:
-            path = find_engine(
-                self._original, role, precision, self._flavour, self._version, self._gpu.capability
-            )  # fmt: skip
-        except (ArtifactError, InputError):
-            return ""
-        wanted, profile = input_profile(self._original, role, self._frames), read_engine(path).profile
-        if not (profile.admits(wanted.minimum) and profile.admits(wanted.maximum)):
-            return ""
-        target = self.bundle.path / ENGINE_FOLDER
-        target.mkdir(exist_ok=True)
-        for file in (path, path.with_suffix(".json")):
-            shutil.copy2(file, target / file.name)
-        return f"the bundle's own, for {read_engine(path).frames}"
 
     def _build(self, role: str, precision: str) -> str:
         from ..export.tensorrt import build_role

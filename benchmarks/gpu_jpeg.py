@@ -114,7 +114,7 @@ class JpegDecoder:
 
 
 class JpegArm(GpuArm):
-    """JPEG bytes, DALI's `mixed` decoder, the RGB segmenter on its frames where they lie."""
+    """JPEG bytes, DALI's `mixed` decoder, one copy on the device, the RGB segmenter."""
 
     def __init__(
         self, name: str, shop: Workshop, items: Sequence[bytes], batch: int, size: tuple[int, int], precision: str
@@ -167,7 +167,6 @@ class JpegArm(GpuArm):
         with self._device.active():
             for slot in self._slots:
                 slot.wait()
-                slot.forget_addresses()
         self._close_decoders()
         self._open(setting)
 
@@ -181,18 +180,22 @@ class JpegArm(GpuArm):
             self._start(free[0], decoded)
             flying.append((free.popleft(), decoded))
         while flying:
-            yield self._collect(flying.popleft()[0])
-        self.detail["batches_without_graph"] = sum(slot.loose for slot in self._slots)
+            slot, _ = flying.popleft()  # the frames stay until they were copied
+            yield self._collect(slot)
 
     def singles(self, count: int) -> Iterator[float]:
         slot = self._slots[0]
-        with closing(self._alone.batches()) as batches:
+        with closing(self._alone.batches(count + 1)) as batches:
+            decoded = next(batches)  # the pipeline's start is no batch's
+            self._start(slot, decoded)
+            self._collect(slot)
             for _ in range(count):
                 start = time.perf_counter()
                 decoded = next(batches)
                 self._start(slot, decoded)
                 self._collect(slot)
                 yield time.perf_counter() - start
+            _to_the_end(batches)
 
     def host(self) -> list[dict[str, float]]:
         """What Python does behind the decoder; DALI's own threads are in the process's CPU time."""
@@ -211,13 +214,15 @@ class JpegArm(GpuArm):
     def stages(self) -> list[dict[str, float]]:
         """Seconds by stage of several batches: decode by the host's clock, alone; what is behind it by events."""
         slot, found = self._slots[0], []
-        with closing(self._alone.batches()) as batches:
+        with closing(self._alone.batches(SAMPLES + 1)) as batches:
+            next(batches)
             for _ in range(SAMPLES):
                 start = time.perf_counter()
                 decoded = next(batches)
                 seconds = time.perf_counter() - start
                 with self._device.active():
                     found.append({"decode": seconds, **slot.timed(decoded.address)})
+            _to_the_end(batches)
         return found
 
     def close(self) -> None:
@@ -257,6 +262,11 @@ class JpegArm(GpuArm):
         with self._device.active():
             labels = slot.finish()
         return self.cropped(labels)
+
+
+def _to_the_end(batches: Iterator[Decoded]) -> None:
+    """Let DALI see the end: a pipeline that was left before it is built anew, and the next run would pay for it."""
+    deque(batches, maxlen=0)
 
 
 def fastest(tried: Sequence[Mapping[str, Any]]) -> int | None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from .gpu_jpeg import JpegArm
 from .gpu_material import ROLES, Material, synthetic_clip
 from .gpu_meters import MIB, Energy, memory_in_use
 from .gpu_parts import ABSENT, FAILED, RAN, OnRow, Row, judged, run_part
-from .gpu_timing import GpuTiming, host_row, ratios, stage_row, time_arms
+from .gpu_timing import ArmError, GpuTiming, host_row, ratios, stage_row, time_arms
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 SIZE, FRAMES = (720, 960), 32  # of what is measured where no clip is given
@@ -130,66 +130,91 @@ class _Row:
         self._batch, self._precision = int(common["batch"]), str(common["precision"])
 
     def measure(self) -> None:
-        stages: dict[str, list[dict[str, float]]] = {}
         with ExitStack() as stack:
             try:
                 device = stack.enter_context(open_device())
             except LatentsegError as error:
                 self._failed(ROLES, error)
                 return
+            self._open_and_close()
             arms: dict[str, GpuArm] = {}
             facts: dict[str, Row] = {}
             for name in ROLES:
                 try:
                     before = memory_in_use(device)
                     arm, agreement = self._open(name)
-                    stack.enter_context(arm)
-                    arms[name] = arm
+                    arms[name] = stack.enter_context(arm)
                     facts[name] = {"agreement": agreement, "gpu_memory_mib": (memory_in_use(device) - before) / MIB}
+                    deque(arm.singles(1), maxlen=0)  # what latency alone wants is made here, and is in no arm's memory
                 except Exception as error:
-                    self._failed([name], error)
-            if not arms:
-                return
-            try:
-                joules = None if self._energy.reason else self._energy.joules
-                timings = time_arms(
-                    arms, self._batch, rounds=self._run.plan.rounds, seconds=self._run.plan.seconds, joules=joules
-                )
-                for name, arm in arms.items():
+                    self._drop(arms, name, error)
+            timings = self._timed(arms)
+            stages: dict[str, list[dict[str, float]] | Exception] = {}
+            for name, arm in list(arms.items()):
+                try:
                     facts[name]["host_ms"] = host_row(arm.host())
-                    if isinstance(arm, JpegArm):
-                        stages[name] = arm.stages()
-                over = ratios(timings, REFERENCE)
-            except Exception as error:
-                self._failed(list(arms), error)
-                return
+                except Exception as error:
+                    self._drop(arms, name, error)
+                    continue
+                if isinstance(arm, JpegArm):
+                    stages[name] = _stages_of(arm)
+            over = ratios({name: timings[name] for name in arms}, REFERENCE)
             for name, arm in arms.items():
                 self._ran(name, arm, timings[name], facts[name], over[name])
         for name in arms:
             self._stages(name, stages.get(name))
 
+    def _open_and_close(self) -> None:
+        """What TensorRT and CUDA load once would otherwise be in the memory of the arm that is opened first."""
+        with suppress(Exception), self._made(REFERENCE) as arm:  # should it fail, the arm that is kept says why
+            deque(arm.run(2 * SLOTS), maxlen=0)
+
+    def _timed(self, arms: dict[str, GpuArm]) -> dict[str, GpuTiming]:
+        """The arms' times. One that fails is dropped, and the rest is timed again: rounds are of all arms alike."""
+        joules = None if self._energy.reason else self._energy.joules
+        plan = self._run.plan
+        while arms:
+            try:
+                return time_arms(arms, self._batch, rounds=plan.rounds, seconds=plan.seconds, joules=joules)
+            except ArmError as error:
+                self._drop(arms, error.name, error.error)
+            except Exception as error:  # the counter of energy
+                for name in list(arms):
+                    self._drop(arms, name, error)
+        return {}
+
+    def _drop(self, arms: dict[str, GpuArm], name: str, error: Exception) -> None:
+        """Close an arm that failed, and say so."""
+        arm = arms.pop(name, None)
+        if arm is not None:
+            with suppress(Exception):  # what broke it is what is said
+                arm.close()
+        self._failed([name], error)
+
     def _open(self, name: str) -> tuple[GpuArm, float]:
         """An arm whose labels are right, and their agreement with the CPU's."""
+        arm, batch = self._made(name), self._batch
+        try:
+            check = self._material.check(name, self._precision, batch)
+            if isinstance(arm, JpegArm):
+                return arm, arm.tune(check)
+            # Every slot has each of the clip's batches at least twice: run as it is, captured, replayed.
+            return arm, check(arm.run(3 * SLOTS * (math.lcm(len(arm.items), batch) // batch)))
+        except BaseException:
+            arm.close()
+            raise
+
+    def _made(self, name: str) -> GpuArm:
         lacking = [role for role in ROLES[name] if role not in self._material.bundle.roles]
         if lacking:
             raise BackendMissingError(f"the bundle has no {' and no '.join(lacking)}")
         size, batch, precision = self._material.size, self._batch, self._precision
         items = self._material.sent(name).payloads
         if name == CompressedArm.name:
-            arm: GpuArm = CompressedArm(self._shop, self._material.header, items, batch, size, precision)
-        elif name == LearnedDecodeArm.name:
-            arm = LearnedDecodeArm(self._shop, self._material.header, items, batch, size, precision)
-        else:
-            arm = JpegArm(name, self._shop, items, batch, size, precision)
-        try:
-            check = self._material.check(name, precision, batch)
-            if isinstance(arm, JpegArm):
-                return arm, arm.tune(check)
-            # Every slot has each of the clip's batches at least twice: run as it is, captured, replayed.
-            return arm, check(arm.run(3 * SLOTS * (math.lcm(len(items), batch) // batch)))
-        except BaseException:
-            arm.close()
-            raise
+            return CompressedArm(self._shop, self._material.header, items, batch, size, precision)
+        if name == LearnedDecodeArm.name:
+            return LearnedDecodeArm(self._shop, self._material.header, items, batch, size, precision)
+        return JpegArm(name, self._shop, items, batch, size, precision)
 
     def _needed(self, name: str) -> list[tuple[str, str]]:
         return [(role, "fp32" if role == "decompressor" else self._precision) for role in ROLES[name]]
@@ -204,10 +229,12 @@ class _Row:
             }
         )  # fmt: skip
 
-    def _stages(self, name: str, samples: list[dict[str, float]] | None) -> None:
+    def _stages(self, name: str, samples: list[dict[str, float]] | Exception | None) -> None:
         row = {**self._common, "kind": "stages", "arm": name}
         how = "decode: host's clock, the batch alone; the others: CUDA events, no graph"
         try:
+            if isinstance(samples, Exception):
+                raise samples
             if samples is None:
                 sent = self._material.sent(name).payloads
                 samples = byte_stages(self._shop, self._material.header, sent, self._batch, self._needed(name))
@@ -221,6 +248,13 @@ class _Row:
         result, detail = _judged(error)
         for name in names:
             self._run.add({**self._common, "kind": "arm", "arm": name, "result": result, "detail": detail})
+
+
+def _stages_of(arm: JpegArm) -> list[dict[str, float]] | Exception:
+    try:
+        return arm.stages()
+    except Exception as error:  # the arm was timed: its stages alone are lost
+        return error.with_traceback(None)  # its frames would hold what is closed before the row is written
 
 
 def _judged(error: Exception) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ python -m latentseg.benchmarks.gpu_plots benchmarks/results/gpu.jsonl docs/gpu-t
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -53,14 +54,38 @@ def plot_throughput(rows: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
+def _read(path: Path) -> list[Row]:
+    """Recorded rows. Raises InputError where the file cannot be read, or a line is no row."""
+    hint = "a file that gpu_suite --measure --record wrote"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint=hint) from None
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON: {error}", hint=hint) from None
+        if not isinstance(row, dict) or "result" not in row:
+            raise InputError(f"{path}, line {number}: expected an object with a 'result'", hint=hint)
+        rows.append(row)
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    source, target = arguments if arguments is not None else sys.argv[1:]
+    parser = argparse.ArgumentParser(prog="python -m latentseg.benchmarks.gpu_plots", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("rows", type=Path, metavar="FILE.jsonl", help="what gpu_suite --measure --record wrote")
+    parser.add_argument("plot", type=Path, metavar="FILE.png", help="the picture")
+    options = parser.parse_args(arguments)
     try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-        plot_throughput([json.loads(line) for line in lines], Path(target))
+        plot_throughput(_read(options.rows), options.plot)
     except LatentsegError as error:
         print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -14,6 +14,7 @@ _ORDER = list(ROLES)
 # Names of the stages in tables; every arm has some of them.
 STAGES = {
     "copy_in": "copy in", "entropy_decode": "entropy + int2float", "decode": "JPEG decode",
+    "copy_frames": "frames to the input",
     "decompressor": "decompressor", "rgb_segmenter": "RGB segmenter", "segmenter": "segmenter", "copy_out": "copy out",
 }  # fmt: skip
 

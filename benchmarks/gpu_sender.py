@@ -21,9 +21,9 @@ from ..kernels import entropy
 from .gpu_checks_sender import SYMBOLS
 from .gpu_engines import Workshop
 from .gpu_parts import RAN, OnRow, Row, judged
-from .gpu_timing import LEAST_BATCHES, MOST_BATCHES, how_many, undisturbed
+from .gpu_timing import LEAST_BATCHES, MOST_BATCHES, how_many
 from .machine import usable_cores
-from .measure import spread
+from .measure import spread, undisturbed
 
 if TYPE_CHECKING:
     from ..engine.tensorrt.sender import FusedCompressor
@@ -84,7 +84,7 @@ def _measured(
             "frames_per_round": count,
             "cpu_ms_per_frame": spread(cpu)["median"],
             "symbols_equal": share,
-            "bytes_per_frame": sum(map(len, expected)) / FRAMES,
+            "bytes_per_frame": sum(map(len, found)) / len(found),
             "real_time": REAL_TIME,
             "engines": shop.facts([("compressor", "fp32")]),
             "detail": {"encoder_threads": threads, "batches_under_way": SLOTS},

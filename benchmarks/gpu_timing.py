@@ -7,7 +7,6 @@ bytes on the host to the labels there.
 
 from __future__ import annotations
 
-import gc
 import math
 import statistics
 import time
@@ -19,10 +18,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .measure import Timing, paired_ratio, round_orders, spread
+from .measure import Timing, paired_ratio, round_orders, spread, undisturbed
 
 LEAST_BATCHES, MOST_BATCHES = 8, 4000
 LEAST_SINGLES, MOST_SINGLES = 10, 200
+
+
+class ArmError(Exception):
+    """An arm failed while it was timed. name: the arm's.  error: what it raised."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(f"{name}: {error}")
+        self.name, self.error = name, error
 
 
 class Passing(Protocol):
@@ -83,23 +90,29 @@ def time_arms(
     """Time every arm for `rounds` interleaved rounds, each arm warm before.
 
     seconds: what a pass of the fastest arm should take; the others make as many batches. joules: the GPU's counter.
+    Raises ArmError where an arm fails.
     """
-    first = {name: _pass(arm, LEAST_BATCHES) / LEAST_BATCHES for name, arm in arms.items()}
+    first: dict[str, float] = {}
+    single: dict[str, int] = {}
+    for name, arm in arms.items():
+        with _naming(name):
+            first[name] = _pass(arm, LEAST_BATCHES) / LEAST_BATCHES
     batches = how_many(min(first.values()), seconds, LEAST_BATCHES, MOST_BATCHES)
-    single = {
-        name: how_many(statistics.median(arm.singles(3)), seconds / 2, LEAST_SINGLES, MOST_SINGLES)
-        for name, arm in arms.items()
-    }
+    for name, arm in arms.items():
+        with _naming(name):
+            each = statistics.median(arm.singles(3))
+        single[name] = how_many(each, seconds / 2, LEAST_SINGLES, MOST_SINGLES)
     timings = {name: GpuTiming(batch, batches * batch) for name in arms}
     for order in round_orders(list(arms), rounds, seed):
         for name in order:
             timing, arm = timings[name], arms[name]
             energy, cpu = joules and joules(), time.process_time()
-            timing.rounds.append(_pass(arm, batches))
+            with _naming(name):
+                timing.rounds.append(_pass(arm, batches))
             timing.cpu.append(time.process_time() - cpu)
             if joules is not None and energy is not None:
                 timing.joules.append(joules() - energy)
-            with undisturbed():
+            with _naming(name), undisturbed():
                 timing.latencies.extend(arm.singles(single[name]))
     return timings
 
@@ -111,16 +124,11 @@ def ratios(timings: Mapping[str, GpuTiming], reference: str) -> dict[str, dict[s
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """The garbage collector runs before, and not within."""
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
+def _naming(name: str) -> Iterator[None]:
     try:
         yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    except Exception as error:
+        raise ArmError(name, error) from error
 
 
 def _pass(arm: Passing, count: int) -> float:

@@ -156,22 +156,29 @@ def measure(
     return timings
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """The garbage collector runs before, and not within."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _pass_over(arm: Runnable, batches: int, timing: Timing) -> None:
     """One timed pass of one arm over the items, added to its timing."""
     clock = StageClock(tuple(timing.stages))
     latencies = []
     arm.start(timing.batch)
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with undisturbed():
         for index in range(batches):
             begin = time.perf_counter()
             arm.run(index * timing.batch, (index + 1) * timing.batch, clock)
             latencies.append(time.perf_counter() - begin)
-    finally:
-        if was_enabled:
-            gc.enable()
     timing.latencies.extend(latencies)
     timing.rounds.append(sum(latencies))
     for name, seconds in clock.seconds.items():

@@ -86,6 +86,10 @@ class FakeDriver:
     def _cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> None:
         self.cuda.copy(stream, "fetch", target, source, size)
 
+    def _cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: int) -> None:
+        self.cuda.view(target, size)
+        self.cuda.copy(stream, "copy", target, source, size)
+
     def _cuMemsetD32Async(self, address: int, value: int, count: int, stream: int) -> None:
         self.cuda.fill(stream, address, value, count)
 

@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...bitstream import StreamHeader
+from ...bitstream.payload import scale_count
 from ...errors import ArtifactError, InputError, LatentsegError, UsageError
 from ...kernels import entropy
+from ...kernels.gpu.batch import check_gpu_stream
 from ...kernels.gpu.device import Device
 from ...kernels.gpu.launch import QuantizeKernel
 from ..bundle import Bundle
@@ -94,7 +96,7 @@ class FusedCompressor(FusedRunner[SenderSlot]):
     Raises
     ------
     ArtifactError: no engine or no kernels for this machine and stream, a batch outside the engine's profile, or a
-    stream whose scaling or coder the kernels do not have; the message names the command that builds what is missing.
+    stream whose coder there are no kernels for; the message names the command that builds what is missing.
     BackendMissingError: no PyCUDA, TensorRT, driver or GPU. UsageError: batch, slots or threads below 1, or a size that
     is not the stream's.
     """
@@ -114,11 +116,7 @@ class FusedCompressor(FusedRunner[SenderSlot]):
         if threads < 1:
             raise UsageError(f"{threads} threads, expected 1 or more")
         check_sizes(bundle, header, size, batch, slots)
-        if header.coder != "context":
-            raise ArtifactError(
-                f"a stream of coder {header.coder}, expected context: there are kernels for no other",
-                hint="--backend onnxruntime",
-            )
+        check_gpu_stream(header)
         plan = plan_sender(header, bundle.codec.stride, batch)
         path = find_engine(bundle, "compressor", "fp32")
         kernels = stream_kernels(bundle, header)
@@ -226,9 +224,9 @@ class FusedCompressor(FusedRunner[SenderSlot]):
             if wrong.any():
                 latents = slot.latents(ticket.frames)
                 coding.errors = {int(place): self._refused(latents[place]) for place in np.flatnonzero(wrong)}
-        fixed = self.header.scaling.mode in ("fixed", "codebook")
+        sends_ranges = scale_count(self.header) > 0
         for place in np.flatnonzero(~wrong).tolist():
-            lo, hi = (None, None) if fixed else (ranges[place, :, 0], ranges[place, :, 1])
+            lo, hi = (ranges[place, :, 0], ranges[place, :, 1]) if sends_ranges else (None, None)
             coding.futures[place] = self._pool.submit(_encode, symbols[place], self.header, lo, hi)
         self._coding[ticket.number] = coding
         return coding

@@ -70,11 +70,11 @@ def _aligned(size: int) -> int:
 
 
 def check_gpu_stream(header: StreamHeader) -> None:
-    """Raise ArtifactError for a stream that the GPU decoder does not decode."""
+    """Raise ArtifactError for a stream that no kernels are compiled for."""
     if header.coder != "context":
         raise ArtifactError(
-            f"a stream of coder {header.coder}, expected context: the GPU decodes no other",
-            hint="decode it on the CPU, or encode it anew: latentseg encode --coder context",
+            f"a stream of coder {header.coder}, expected context: kernels are compiled for its tiles alone",
+            hint="--backend onnxruntime, or encode it anew: latentseg encode --coder context",
         )
 
 

@@ -156,6 +156,10 @@ class Device(ABC):
         self.fetch(array, address, stream)
         self.wait(stream)
 
+    def copy(self, target: int, source: int, size: int, stream: int = 0) -> None:
+        """Copy bytes within the device, in stream order."""
+        self._call("cuMemcpyDtoDAsync", target, source, size, stream)
+
     def launch(
         self, function: Any, image: KernelImage, grid: tuple[int, int], values: Mapping[str, int], stream: int = 0
     ) -> None:

@@ -14,7 +14,6 @@ from ...bitstream.header import StreamHeader
 from ...errors import ArtifactError
 from . import shapes
 
-MODES = ("fixed", "tensor", "channel", "codebook")
 _ALIGNMENT = 256
 _MOST_BLOCKS = 65535  # of a CUDA grid's second axis
 
@@ -53,14 +52,9 @@ class QuantizeRows:
 def quantize_rows(header: StreamHeader, frames: int) -> QuantizeRows:
     """The rows of a batch of so many latents of a stream.
 
-    Raises ArtifactError for a scaling that the kernels do not have, and for rows that are longer than a grid.
+    Raises ArtifactError for rows that are longer than a grid.
     """
     mode = header.scaling.mode
-    if mode not in MODES:
-        raise ArtifactError(
-            f"a stream of scaling {mode}, expected {', '.join(MODES)}: the GPU quantises no other",
-            hint="--backend onnxruntime",
-        )
     channels = header.latent_shape[0]
     rows, size = (frames * channels, header.symbols // channels) if mode == "channel" else (frames, header.symbols)
     if size > _MOST_BLOCKS * shapes.BLOCK:

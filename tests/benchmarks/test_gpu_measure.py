@@ -15,13 +15,25 @@ from _fake_drivers import FakeDriver
 from _fake_engines import write_fake_engine
 from _fused_setup import SIZE, Setup, frames_of
 
-from latentseg.benchmarks import gpu_chain, gpu_jpeg, gpu_material, gpu_measure, gpu_sender, gpu_suite, gpu_timing
+from latentseg.benchmarks import (
+    gpu_arms,
+    gpu_chain,
+    gpu_jpeg,
+    gpu_material,
+    gpu_measure,
+    gpu_sender,
+    gpu_suite,
+    gpu_timing,
+)
+from latentseg.benchmarks import measure as measure_module
 from latentseg.benchmarks.clips import Clip
+from latentseg.benchmarks.gpu_engines import kernels_for
 from latentseg.benchmarks.gpu_jpeg import Decoded, JpegDecoder, fastest
 from latentseg.benchmarks.gpu_measure import Plan, measure
 from latentseg.engine.roles import Compressor
+from latentseg.engine.sources.dali.pipe import Pipe
 from latentseg.engine.tensorrt.gpus import GpuInfo
-from latentseg.errors import BackendMissingError, UsageError
+from latentseg.errors import ArtifactError, BackendMissingError, UsageError
 from latentseg.kernels.gpu.images import load_kernels
 
 CANDIDATES = gpu_jpeg.CANDIDATES
@@ -53,7 +65,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setattr(gpu_chain, "_HOLD_BYTES", 4096)
     for name in ("LEAST_BATCHES", "MOST_BATCHES", "LEAST_SINGLES", "MOST_SINGLES"):
         monkeypatch.setattr(gpu_timing, name, 3)
-    monkeypatch.setattr(gpu_timing.gc, "collect", lambda: 0)  # with torch loaded it takes longer than all the rest
+    monkeypatch.setattr(measure_module.gc, "collect", lambda: 0)  # with torch loaded it takes longer than all the rest
     monkeypatch.setattr(gpu_jpeg, "_TUNED", 3)
     monkeypatch.setattr(gpu_jpeg, "CANDIDATES", CANDIDATES[:1])
     monkeypatch.setattr("latentseg.benchmarks.gpu_arms.SAMPLES", 2)
@@ -122,12 +134,14 @@ def test_every_arm_is_measured_with_the_cpus_labels(machine: Setup) -> None:
     assert arms["compressed", 1]["bytes_per_frame"] == arms["learned-decode", 2]["bytes_per_frame"]
     assert set(arms["learned-decode", 1]["engines"]) == {"kernels", "decompressor fp32", "rgb_segmenter fp32"}
     assert arms["compressed", 1]["engines"]["kernels"] == "the bundle's own"
-    assert arms["compressed", 1]["engines"]["segmenter fp32"].startswith("the bundle's own, for 1x8x8")
-    assert "built here" in arms["jpeg", 1]["engines"]["rgb_segmenter fp32"]
+    # The bundle has a segmenter's engine of its own, for many sizes: no arm has another kind of engine than the others.
+    assert list((machine.bundle.path / "engines").glob("segmenter-fp32-*.engine"))
+    for row in arms.values():
+        assert all(made.startswith("built here in ") for role, made in row["engines"].items() if role != "kernels")
     assert [list(stages[arm, 2]["stage_ms"]) for arm in ARMS[:3]] == [
         ["copy_in", "entropy_decode", "segmenter", "copy_out"],
         ["copy_in", "entropy_decode", "decompressor", "rgb_segmenter", "copy_out"],
-        ["decode", "rgb_segmenter", "copy_out"],
+        ["decode", "copy_frames", "rgb_segmenter", "copy_out"],
     ]
     assert machine.cuda.calls["cuGraphLaunch"] > 100
     left = (machine.cuda.pinned, machine.cuda.graphs, machine.cuda.retained)
@@ -143,7 +157,6 @@ def test_all_of_dalis_settings_are_tried_and_the_fastest_taken(machine: Setup, m
     assert sorted(tried) == [(0.65, False), (0.65, True), (0.9, False), (0.9, True)]
     best = max(tried, key=tried.__getitem__)
     assert detail["decoder"] == {"hardware_share": best[0], "fancy_upsampling": best[1]}
-    assert detail["batches_without_graph"] == 0
     assert of(rows, "arm")["jpeg-q95", 2]["sent"]["quality"] == 95
 
 
@@ -183,6 +196,108 @@ def test_an_arm_that_cannot_run_costs_the_others_nothing(machine: Setup, monkeyp
     assert [name for name, _ in of(rows, "stages")] == ARMS[:2]
     assert rows[-1]["detail"]["rows"] == "4 ran, 2 not available here"
     assert gpu_suite.exit_code(rows) == 0
+
+
+@pytest.mark.parametrize(("arm", "kind"), [("learned-decode", gpu_arms.LearnedDecodeArm), ("jpeg", gpu_jpeg.JpegArm)])
+@pytest.mark.parametrize(("method", "after"), [("run", 3), ("singles", 0), ("singles", 2), ("host", 0)])
+def test_an_arm_that_fails_while_it_is_timed_costs_the_others_nothing(
+    machine: Setup, monkeypatch: pytest.MonkeyPatch, arm: str, kind: Any, method: str, after: int
+) -> None:
+    good, calls = getattr(kind, method), []
+    closed: list[str] = []
+
+    def bad(self: Any, *arguments: Any) -> Any:
+        calls.append(self.name)
+        if self.name == arm and calls.count(arm) > after:
+            raise ArtifactError(f"the {arm} went away")
+        return good(self, *arguments)
+
+    close = kind.close
+    monkeypatch.setattr(kind, method, bad)
+    monkeypatch.setattr(kind, "close", lambda self: (closed.append(self.name), close(self)))
+    time_arms = gpu_measure.time_arms
+    together: list[list[str]] = []
+
+    def noted(arms: Any, *rest: Any, **options: Any) -> Any:
+        together.append([*arms, "without" if arm in closed else "with"])
+        return time_arms(arms, *rest, **options)
+
+    monkeypatch.setattr(gpu_measure, "time_arms", noted)
+    rows = rows_of(plan_for(machine, batches=(2,)), "measure-tensorrt")
+    found = of(rows, "arm")
+    assert {name: row["result"] for (name, _), row in found.items()} == {
+        name: "failed" if name == arm else "ran" for name in ARMS
+    }
+    assert found[arm, 2]["detail"]["error"] == f"ArtifactError: the {arm} went away"
+    others = [name for name in ARMS if name != arm]
+    if method != "host":  # those that are left are timed together, with the other one closed
+        assert together[-1] == [*others, "without"]
+    assert all(row["rounds"] == 2 for (name, _), row in found.items() if name != arm)
+    stages = of(rows, "stages")
+    assert {name: row["result"] for (name, _), row in stages.items()} == dict.fromkeys(others, "ran")
+    assert (machine.cuda.pinned, machine.cuda.graphs, machine.cuda.retained) == ({}, {}, 0)
+
+
+def test_stages_that_fail_are_lost_alone(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = gpu_jpeg.JpegArm.stages
+
+    def bad(self: Any) -> Any:
+        if self.name == "jpeg":
+            raise ArtifactError("no events")
+        return good(self)
+
+    monkeypatch.setattr(gpu_jpeg.JpegArm, "stages", bad)
+    rows = rows_of(plan_for(machine, batches=(2,)), "measure-tensorrt")
+    assert {row["result"] for row in of(rows, "arm").values()} == {"ran"}
+    assert {name: row["result"] for (name, _), row in of(rows, "stages").items()} == {
+        name: "failed" if name == "jpeg" else "ran" for name in ARMS
+    }
+
+
+def test_a_pipeline_is_built_once_for_many_runs(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, depths = Pipe._build, []
+
+    def noted(self: Any) -> None:
+        depths.append(self._depth)
+        build(self)
+
+    monkeypatch.setattr(Pipe, "_build", noted)
+    rows = rows_of(plan_for(machine, batches=(2,), rounds=4), "measure-tensorrt")
+    assert {row["result"] for row in rows} == {"ran"}
+    # Of each of the two arms: one batch at a time in every round, the host's time and the stages.
+    assert depths.count(1) == 2
+    assert depths.count(gpu_jpeg.AHEAD) == 6  # to be opened, for the one setting to try, and for it again as the best
+
+
+def test_what_is_loaded_once_is_no_arms_memory(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, once = gpu_arms.FusedSegmenter.__init__, []
+
+    def loading(self: Any, *arguments: Any, **options: Any) -> None:
+        if not once:
+            once.append(machine.cuda.allocate(64 << 20, machine.cuda.memory))
+        load(self, *arguments, **options)
+
+    monkeypatch.setattr(gpu_arms.FusedSegmenter, "__init__", loading)
+    found = of(rows_of(plan_for(machine, batches=(2,)), "measure-tensorrt"), "arm")
+    assert once
+    assert 0 < found["compressed", 2]["gpu_memory_mib"] < 32
+
+
+def test_kernels_that_were_changed_are_said(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = machine.bundle.path / "kernels"
+    made = load_kernels(folder)
+    monkeypatch.setattr("latentseg.kernels.triton.compile.compile_kernels", lambda *codec, codebook: made)
+    capability = made.images[0].arch
+    assert kernels_for(machine.bundle, capability)[1] == "the bundle's own"
+    assert "not the bundle's own: no compiled kernel context_decode" in kernels_for(machine.bundle, 70)[1]
+    cubin = next(folder.glob("*.cubin"))
+    cubin.write_bytes(cubin.read_bytes() + b"x")
+    kernels, where = kernels_for(machine.bundle, capability)
+    assert kernels is made
+    assert where.startswith("compiled here in ")
+    assert where.endswith(f"not the bundle's own: compiled kernel kernels/{cubin.name} was changed")
+    shutil.rmtree(folder)
+    assert "bundle" not in kernels_for(machine.bundle, capability)[1]
 
 
 def test_too_little_memory_is_said_of_the_batch(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,13 +354,18 @@ def test_the_sender_is_measured_with_the_cpus_symbols(machine: Setup, monkeypatc
     assert rows[0]["frames_per_second"]["max"] > 0
     assert rows[0]["engines"]["kernels"].startswith("compiled here in ")
     assert rows[0]["engines"]["compressor fp32"].startswith("built here in ")
-    encode = Compressor.encode
+    right, encode = rows, Compressor.encode
     monkeypatch.setattr(
         Compressor, "encode", lambda self, frames, header: encode(self, frames[:, ::-1], header)
     )  # fmt: skip
     rows = rows_of(plan_for(machine, batches=(1,)), "sender-tensorrt")
     assert "of the symbols are the CPU's, expected at least 99.9%" in rows[0]["detail"]["error"]
     assert rows[-1]["result"] == "failed"
+    # The bytes are the sender's own, whatever the CPU makes of the frames.
+    sent = right[0]["bytes_per_frame"]
+    monkeypatch.setattr(gpu_sender, "same_symbols", lambda *payloads: 1.0)
+    monkeypatch.setattr(Compressor, "encode", lambda self, frames, header: [b"\0" * 7] * len(frames))
+    assert rows_of(plan_for(machine, batches=(1,)), "sender-tensorrt")[0]["bytes_per_frame"] == sent
 
 
 def test_a_machine_without_a_gpu_says_so_of_every_part(tiny_bundle: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,35 @@ def test_the_page_shows_a_gpu_only_where_there_are_rows(tmp_path: Path) -> None:
     assert "(gpu-throughput.png)" in shown
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read"),
+        (b"\xff\xfe", "cannot read"),
+        (b'{"result": "ran"}\n{"kind"', "line 2: not JSON"),
+        (b"\n", "line 1: not JSON"),
+        (b"[1]\n", "line 1: expected an object with a 'result'"),
+        (b'{"result": "failed", "kind": "arm"}\n', "no row of an arm that ran"),
+    ],
+)
+def test_rows_that_cannot_be_drawn_are_an_error_with_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
+) -> None:
+    rows, plot = tmp_path / "gpu.jsonl", tmp_path / "plot.png"
+    if content is not None:
+        rows.write_bytes(content)
+    assert main([str(rows), str(plot)]) == InputError.exit_code
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert said in error
+    assert hint.startswith("hint: ")
+    assert "gpu_suite --measure --record" in hint
+    assert not plot.exists()
+    with pytest.raises(SystemExit) as caught:
+        main([str(rows)])
+    assert caught.value.code == 2
+
+
 def test_the_plot_has_a_line_an_arm(tmp_path: Path) -> None:
     rows = tmp_path / "gpu.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

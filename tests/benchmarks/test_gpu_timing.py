@@ -8,8 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from latentseg.benchmarks import gpu_meters, gpu_timing
-from latentseg.benchmarks.gpu_timing import GpuTiming, host_row, how_many, latencies, ratios, stage_row, time_arms
+from latentseg.benchmarks import gpu_meters, gpu_timing, measure
+from latentseg.benchmarks.gpu_timing import (
+    ArmError,
+    GpuTiming,
+    host_row,
+    how_many,
+    latencies,
+    ratios,
+    stage_row,
+    time_arms,
+)
+from latentseg.errors import InputError
 
 
 class Clock:
@@ -43,7 +53,7 @@ def test_every_arm_makes_the_same_batches_by_turns(monkeypatch: pytest.MonkeyPat
     log: list[tuple[str, str, int]] = []
     clock = Clock()
     monkeypatch.setattr(gpu_timing, "time", clock.module())
-    monkeypatch.setattr(gpu_timing.gc, "collect", lambda: 0)  # with torch loaded it takes long
+    monkeypatch.setattr(measure.gc, "collect", lambda: 0)  # with torch loaded it takes long
     arms = {name: Pacer(name, log, clock, seconds) for name, seconds in (("a", 0.002), ("b", 0.006), ("c", 0.004))}
     joules = iter(range(0, 1000, 5))
     found = time_arms(arms, 4, rounds=3, seconds=0.02, joules=lambda: float(next(joules)))
@@ -61,6 +71,26 @@ def test_every_arm_makes_the_same_batches_by_turns(monkeypatch: pytest.MonkeyPat
     assert row["cpu_ms_per_frame"] == pytest.approx(3 * 6 / 4)
     assert ratios(found, "a")["b"]["median"] == pytest.approx(3.0)  # type: ignore[index]
     assert ratios(found, "gone") == {"a": None, "b": None, "c": None}
+
+
+@pytest.mark.parametrize("what", ["run", "singles"])
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_an_arm_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, what: str, turn: int) -> None:
+    monkeypatch.setattr(measure.gc, "collect", lambda: 0)
+    log: list[tuple[str, str, int]] = []
+    arms = {name: Pacer(name, log, Clock(), 0.002) for name in ("a", "b")}
+    good = getattr(arms["b"], what)
+
+    def bad(count: int) -> Iterator[float]:
+        if sum(name == "b" and kind == what for name, kind, _ in log) == turn - 1:
+            raise InputError("torn")
+        return good(count)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(arms["b"], what, bad)
+    with pytest.raises(ArmError, match="b: torn") as caught:
+        time_arms(arms, 1, rounds=3, seconds=0.001)
+    assert caught.value.name == "b"
+    assert isinstance(caught.value.error, InputError)
 
 
 def test_numbers_of_a_row_by_hand() -> None:

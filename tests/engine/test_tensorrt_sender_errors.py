@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from _fake_cuda import Code
 from _fake_engines import write_fake_engine
-from _fused_setup import frames_of
+from _fused_setup import SIZE, frames_of
 from _kernel_images import kernels
 from _sender_setup import MARK, Machine, sized, spoil, truth, works
 
@@ -20,6 +20,7 @@ from latentseg.engine.run import Work
 from latentseg.engine.tensorrt.sender import FusedCompressor
 from latentseg.errors import ArtifactError, InputError, UsageError
 from latentseg.kernels import entropy
+from latentseg.kernels.gpu.batch import check_gpu_stream
 from latentseg.kernels.gpu.images import KernelSet, save_kernels
 
 
@@ -120,20 +121,21 @@ def test_what_is_missing_names_the_command_that_builds_it(machine: Machine) -> N
     assert machine.clean
 
 
-def test_what_the_kernels_do_not_have_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentseg.kernels.gpu.rows.MODES", ("tensor",))
-    with pytest.raises(ArtifactError, match="a stream of scaling fixed, expected tensor: the GPU") as caught:
-        machine.compressor()
-    assert caught.value.hint == "--backend onnxruntime"
-    monkeypatch.undo()
+def test_a_coder_that_there_are_no_kernels_for_is_refused_in_the_receivers_words(machine: Machine) -> None:
     path = machine.bundle.path / "manifest.json"
     raw = json.loads(path.read_text())
     raw["codec"] |= {"coder": "huffman-channel", "tile": [0, 0]}
     path.write_text(json.dumps(raw))
     machine.bundle = load_bundle(machine.bundle.path)
-    with pytest.raises(ArtifactError, match="a stream of coder huffman-channel, expected context") as caught:
+    with pytest.raises(ArtifactError) as received:
+        check_gpu_stream(machine.bundle.header(*SIZE))
+    with pytest.raises(ArtifactError) as caught:
         machine.compressor()
-    assert caught.value.hint == "--backend onnxruntime"
+    assert str(caught.value) == (
+        "a stream of coder huffman-channel, expected context: kernels are compiled for its tiles alone"
+    )
+    assert (str(caught.value), caught.value.hint) == (str(received.value), received.value.hint)
+    assert caught.value.hint.startswith("--backend onnxruntime, or ")
 
 
 def test_calls_that_make_no_sense(machine: Machine) -> None:

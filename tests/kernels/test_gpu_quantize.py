@@ -13,7 +13,6 @@ from _kernel_images import SCALING_ARGUMENTS
 
 from latentseg.bitstream import Scaling, StreamHeader
 from latentseg.errors import ArtifactError
-from latentseg.kernels.gpu import rows as rows_module
 from latentseg.kernels.gpu import shapes
 from latentseg.kernels.gpu.rows import quantize_rows
 
@@ -78,11 +77,4 @@ def test_at_1080p_a_range_a_frame_takes_two_passes_and_one_a_channel_one() -> No
 def test_what_a_grid_cannot_hold_is_refused() -> None:
     with pytest.raises(ArtifactError, match="67108864 values share a range, expected at most 67107840") as caught:
         quantize_rows(header((1, 8192, 8192), "fixed"), 1)
-    assert caught.value.hint == "--backend onnxruntime"
-
-
-def test_a_scaling_that_the_kernels_do_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "MODES", ("fixed", "channel"))
-    with pytest.raises(ArtifactError, match="a stream of scaling tensor, expected fixed, channel: the GPU") as caught:
-        quantize_rows(header((3, 8, 11), "tensor"), 1)
     assert caught.value.hint == "--backend onnxruntime"
