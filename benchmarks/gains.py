@@ -31,7 +31,7 @@ from . import gains_report, report
 from .arms import Answers, Arm, Compressed, LearnedDecode, answers, roles_of
 from .classification import ClassScores, spread
 from .costs import frame_macs
-from .gains_data import Data, load_data
+from .gains_data import Data, Frames, load_data
 from .machine import describe_machine, describe_versions, usable_cores
 from .measure import CLASSIFYING_STAGES, STAGES, StageClock, measure
 from .sender import send_codec
@@ -44,7 +44,6 @@ Frame = NDArray[np.uint8]
 SCHEMA = 1
 RGB_BITS = 24
 GROUP = 64  # frames of one size that are in memory at once
-SHEET = 512  # side of the frames that small images are laid into, to see their rate without the framing
 
 
 class Original(Arm):
@@ -127,18 +126,19 @@ class Ways:
         *before, last = self.roles[way]
         return frame_macs(self.bundle, (last,), size), frame_macs(self.bundle, before, size)
 
-    def sheet_bytes(self, frames: Sequence[Frame]) -> tuple[int, int]:
-        """Bytes and pixels of images laid side by side in large frames, where framing costs next to nothing."""
+    def sheet_bpp(self, frames: Sequence[Frame]) -> float:
+        """Bits a pixel of images of one size laid side by side, where framing costs next to nothing: the mean over
+        training's sheets, as `eval classifier` has it."""
         from ..bitstream import Writer
         from ..training.evaluate import sheets
+        from ..training.metrics import bpp
 
-        count = pixels = 0
-        for sheet in sheets(frames, SHEET):
+        rates = []
+        for sheet in sheets(frames):
             header = self.bundle.header(*sheet.shape[:2])
             (payload,) = self._networks["compressor"].encode(sheet[None], header)
-            count += Writer(io.BytesIO(), header).write(payload)
-            pixels += sheet.shape[0] * sheet.shape[1]
-        return count, pixels
+            rates.append(bpp(Writer(io.BytesIO(), header).write(payload), sheet.shape[0] * sheet.shape[1]))
+        return float(np.mean(rates))
 
 
 class _Tally:
@@ -190,7 +190,6 @@ def measure_bundle(
     bundle = ways.bundle
     tallies = {way: _Tally(data) for way in ways.roles}
     sizes: set[tuple[int, int]] = set()
-    sheet_bytes = sheet_pixels = 0
     timings: dict[str, dict[str, Any]] = {}
     for frames, truths in _groups(data, progress(places)):
         height, width = frames[0].shape[:2]
@@ -204,13 +203,10 @@ def measure_bundle(
             tallies[way].count(arm.sizes, height * width, ways.macs(way, (height, width)))
             for index, truth in enumerate(truths):
                 tallies[way].add(truth, arm.run(index, index + 1, StageClock(ways.stages))[0])
-        if bundle.classifies:
-            count, pixels = ways.sheet_bytes(frames)
-            sheet_bytes, sheet_pixels = sheet_bytes + count, sheet_pixels + pixels
+    sheet_bpp = ways.sheet_bpp(Frames(data, places)) if bundle.classifies else None
     rows = []
     for way, tally in tallies.items():
         parameters = [bundle.parameters(role) for role in ways.roles[way]]
-        coded = way != Original.name and sheet_pixels
         rows.append(
             {
                 "way": way,
@@ -220,7 +216,7 @@ def measure_bundle(
                 "quality": tally.quality(),
                 "bytes_per_frame": tally.bytes / tally.frames,
                 "bpp": tally.bpp / tally.frames,
-                "sheet_bpp": 8 * sheet_bytes / sheet_pixels if coded else None,
+                "sheet_bpp": None if way == Original.name else sheet_bpp,
                 "macs_per_frame": tally.network / tally.frames,
                 "macs_with_decoder": (tally.network + tally.decoder) / tally.frames,
                 "parameters": parameters[-1],
@@ -320,24 +316,43 @@ def _run(args: argparse.Namespace) -> None:
 
     from ..engine import load_bundle
 
-    for name in ("size", "limit", "rounds", "timed"):
+    for name in ("size", "limit", "rounds", "timed", "threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UsageError(f"--{name} {getattr(args, name)}, expected at least 1")
-    placement = Placement(threads=args.threads or usable_cores())
+            raise UsageError(
+                f"--{name} {getattr(args, name)}, expected at least 1", hint=f"leave --{name} out for the default"
+            )
+    if args.record is not None and not args.record.parent.is_dir():
+        raise UsageError(f"--record {args.record}: no such folder", hint=f"mkdir -p {args.record.parent}")
+    if args.record is not None and args.record.is_dir():
+        raise UsageError(f"--record {args.record} is a folder, expected a file", hint="name a file in it")
+    placement = Placement(threads=usable_cores() if args.threads is None else args.threads)
     # All of them before any is measured: a mistake shows at once, not after minutes.
     bundles = [load_bundle(spec) for spec in args.bundles]
+    _check_names([bundle.name for bundle in bundles])
     measured = [(bundle, load_data(bundle, args.data, args.layout, args.split, args.size)) for bundle in bundles]
     rows: list[dict[str, Any]] = []
-    for found in run(
-        measured, placement, limit=args.limit, rounds=args.rounds, timed=args.timed,
-        progress=lambda places: tqdm(places, unit="frame", delay=1.0),
-        note=lambda text: print(text, file=sys.stderr),
-    ):  # fmt: skip
-        rows += found
-        for row in found if args.record is not None else ():
-            report.append_row(args.record, row)
-    for part in gains_report.parts(rows):
-        print(part)
+    try:
+        for found in run(
+            measured, placement, limit=args.limit, rounds=args.rounds, timed=args.timed,
+            progress=lambda places: tqdm(places, unit="frame", delay=1.0),
+            note=lambda text: print(text, file=sys.stderr),
+        ):  # fmt: skip
+            rows += found
+            for row in found if args.record is not None else ():
+                report.append_row(args.record, row)
+    finally:  # a failure does not lose what took minutes to measure
+        for part in gains_report.parts(rows):
+            print(part)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise UsageError where two bundles have one name: their rows could not be told apart."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"{names.count(twice)} of the bundles are named '{twice}', expected a name for each",
+            hint="give each once; name one anew with: latentseg export --name NAME",
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,25 @@ class Data:
     classes: tuple[str, ...]
     total: int
     read: Callable[[int], tuple[Frame, Any]]
+
+
+class Frames(Sequence[Frame]):
+    """The frames of the samples at `places`, read when asked for: not all of them are in memory."""
+
+    def __init__(self, data: Data, places: Sequence[int]) -> None:
+        self._read, self._places = data.read, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Frame]: ...
+    def __getitem__(self, index: int | slice) -> Frame | list[Frame]:
+        if isinstance(index, slice):
+            return [self._read(place)[0] for place in self._places[index]]
+        return self._read(self._places[index])[0]
 
 
 def load_data(bundle: Bundle, root: Path, layout: str, split: str | None, size: int | None) -> Data:

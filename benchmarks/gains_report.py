@@ -18,7 +18,8 @@ original frames; rgb-decoded: the same network on frames that the bundle's codec
 network of latents on the same bytes. GMAC or MMAC: multiply-accumulates of the network on one frame, and with the
 decoder before it; M param: likewise. Neither counts the sender's encoder, nor entropy coding; the times (p50 of a
 frame, on the CPU, from bytes in memory) contain entropy decoding, and the columns behind them are the means of their
-parts.
+parts. Times compare between the ways of one bundle, which took turns; those of different bundles are of different
+moments and loads of the machine (`load_before` in the rows).
 """
 _CLASSIFIED = """\
 Each image is a stream's frame of its own, whose framing is much of so small an image's bits: "sheet bpp" is that of
@@ -27,16 +28,33 @@ many images laid side by side in a frame.
 
 
 def latest(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows to show, by data set: of each bundle and way the last that was recorded; bundles as they first came."""
-    found: dict[str, dict[tuple[str, str], Row]] = {}
+    """The rows to show, by data set: of each bundle (name and codec) its last recording, whole; bundles as they first
+    came. A recording's rows have one date, and each way once."""
+    found: dict[str, dict[tuple[str, str], dict[str, Row]]] = {}
     for row in rows:
-        found.setdefault(row["data"], {})[row["bundle"]["name"], row["way"]] = row
-    return {data: _together(list(own.values())) for data, own in found.items()}
+        recordings = found.setdefault(row["data"], {})
+        key, way = _key(row), row["way"]
+        own = recordings.get(key, {})
+        if way in own or any(other["date"] != row["date"] for other in own.values()):
+            own = {}
+        recordings[key] = {**own, way: row}
+    return {data: [row for own in recordings.values() for row in own.values()] for data, recordings in found.items()}
 
 
-def _together(rows: list[Row]) -> list[Row]:
-    names = list(dict.fromkeys(row["bundle"]["name"] for row in rows))
-    return sorted(rows, key=lambda row: names.index(row["bundle"]["name"]))
+def _key(row: Row) -> tuple[str, str]:
+    return row["bundle"]["name"], row["bundle"]["codec_id"]
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """What to call the bundle of each row: its name; with the start of its codec's id where codecs share the name, and
+    with the number of images where bundles were scored on different ones."""
+    keys = {_key(row) for row in rows}
+    shared = {name for name, _ in keys if sum(name == other for other, _ in keys) > 1}
+    mixed = len({row["images"] for row in rows}) > 1
+    found = [f"{name} ({codec[:8]})" if name in shared else name for name, codec in map(_key, rows)]
+    if mixed:
+        found = [f"{label}, {row['images']:,} images" for label, row in zip(found, rows, strict=True)]
+    return found
 
 
 def parts(rows: Sequence[Row]) -> Iterator[str]:
@@ -68,11 +86,11 @@ def table(rows: Sequence[Row]) -> str:
     digits = 3 if scale == 1e9 else 1
     header += [unit, "with decoder", "M param", "with decoder", "p50 ms", "entropy ms", "decode ms", "network ms"]
     cells = []
-    for row in rows:
+    for row, label in zip(rows, labels(rows), strict=True):
         stages = row["timing"]["stage_ms_per_frame"]
         cells.append(
             [
-                row["bundle"]["name"],
+                label,
                 row["way"],
                 row["network"] or "-",
                 report.number(row["bpp"], 3),

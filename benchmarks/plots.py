@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, missing_extra
-from . import report
+from . import gains_report, report
 
 # One colour a stage and one marker a curve, from a palette that stays apart for the colour-blind (Okabe and Ito).
 STAGE_COLOURS = {
@@ -142,10 +142,10 @@ def plot_gains(rows: list[dict[str, Any]], path: Path) -> None:
 
     key, name = ("top1", "top-1 accuracy") if rows[0]["task"] == "classification" else ("miou", "mIoU")
     scale, unit = report.macs_unit([row["macs_with_decoder"] for row in rows])
-    bundles = list(dict.fromkeys(row["bundle"]["name"] for row in rows))
+    names = gains_report.labels(rows)
     handles = []
-    for index, bundle in enumerate(bundles):
-        own = {row["way"]: row for row in rows if row["bundle"]["name"] == bundle}
+    for index, bundle in enumerate(dict.fromkeys(names)):
+        own = {row["way"]: row for row, label in zip(rows, names, strict=True) if label == bundle}
         colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
         ways = [own[way] for way in WAY_MARKERS if way in own]
         points = [(row["macs_with_decoder"] / scale, row["quality"][key]) for row in ways]

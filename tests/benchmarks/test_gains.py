@@ -11,16 +11,19 @@ from typing import Any
 import _tiny_bundle as tiny
 import numpy as np
 import pytest
+import torch
 from _labelled import camvid_bundle, digit_bundle, with_classes, write_camvid, write_idx
 from PIL import Image
 
-from latentseg.benchmarks import gains, gains_report, plots, results_page
+from latentseg.benchmarks import gains, gains_report, plots, report, results_page
 from latentseg.benchmarks.gains_data import load_data
 from latentseg.bitstream import Writer
 from latentseg.engine.bundle import Bundle
 from latentseg.engine.placement import Placement
 from latentseg.engine.roles import Compressor
-from latentseg.errors import UsageError
+from latentseg.errors import OutputError, UsageError
+from latentseg.training.evaluate_classifier import evaluate_classifier
+from latentseg.training.image_sets import image_set
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = [(24, 32), (24, 32), (17, 30), (24, 32)]  # a change of size in the middle, and back
@@ -126,7 +129,7 @@ def test_limited_and_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(gains, "GROUP", 3)
     parts = rows_of(bundle, data, limit=4)
     for way in WAYS:
-        for key in ("quality", "bpp", "macs_with_decoder", "images"):
+        for key in ("quality", "bpp", "sheet_bpp", "macs_with_decoder", "images"):
             assert parts[way][key] == whole[way][key]
     seen: list[int] = []
 
@@ -136,6 +139,36 @@ def test_limited_and_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     rows_of(bundle, data, limit=4, progress=follow)
     assert seen == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("count", [200, 350])
+def test_the_rate_of_sheets_is_that_of_eval_classifier(tmp_path: Path, count: int) -> None:
+    """28x28: 324 images a sheet, 18 across; 200 leave 2 out, and 350 fill a sheet and one row of the next."""
+    frames, _ = write_idx(tmp_path / "signs", count, side=28)
+    bundle = digit_bundle(tmp_path)
+    rows = rows_of(bundle, load_data(bundle, tmp_path / "signs", "idx", "test", 28))
+
+    class Means(torch.nn.Module):
+        stride, bits, tile, scaling = 8, bundle.codec.bits, bundle.codec.tile, ("fixed", 0.0, 255.0)
+
+        def compress(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.avg_pool2d(x * 255, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(tiny.probabilities(x.mean((2, 3)).double().numpy()))
+
+    images = image_set("idx", tmp_path / "signs", "test")
+    scores = evaluate_classifier(Means(), images, 28, codec=Means(), coder=bundle.codec.coder, progress=False)
+    by_hand = []
+    for part in (frames[:324], frames[324:]):
+        lines = [np.concatenate(part[start : start + 18], axis=1) for start in range(0, len(part) // 18 * 18, 18)]
+        if lines:
+            sheet = np.concatenate(lines)
+            by_hand.append(8 * coded(bundle, [sheet])[0] / sheet[..., 0].size)
+    assert len(by_hand) == 1 + (count > 324)
+    for way in ("latent", "rgb-decoded"):
+        assert rows[way]["sheet_bpp"] == pytest.approx(scores["sheet_bpp"], rel=1e-4)
+        assert rows[way]["sheet_bpp"] == pytest.approx(np.mean(by_hand))
 
 
 def test_a_way_without_its_networks_is_left_out(tmp_path: Path) -> None:
@@ -181,11 +214,44 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert str(tmp_path) not in record.read_text()
     for words, code, says in (
         (["no-such-bundle"], 2, "no bundle named"),
-        ([str(bundle.path), "--limit", "0"], 2, "--limit 0, expected at least 1"),
+        *(
+            (
+                [str(bundle.path), f"--{name}", value],
+                2,
+                f"--{name} {value}, expected at least 1\nhint: leave --{name} out",
+            )
+            for name, value in (("limit", "0"), ("size", "0"), ("threads", "0"), ("threads", "-3"), ("timed", "0"))
+        ),
+        (
+            [str(bundle.path), str(bundle.path)],
+            2,
+            "2 of the bundles are named 'streets', expected a name for each\nhint: ",
+        ),
+        ([str(bundle.path), "--record", str(tmp_path / "no" / "x.jsonl")], 2, "no such folder\nhint: mkdir -p "),
+        ([str(bundle.path), "--record", str(tmp_path)], 2, "is a folder, expected a file\nhint: "),
         ([str(bundle.path), "--split", "night"], 3, "no split 'night'"),
     ):
-        assert gains.main([*words, *common]) == code
-        assert says in capsys.readouterr().err
+        assert gains.main([*common, *words]) == code
+        found = capsys.readouterr()
+        assert says in found.err
+        assert not found.out  # before anything is measured
+
+
+def test_rows_that_cannot_be_written_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_camvid(tmp_path / "streets", SIZES[:1])
+    bundle = camvid_bundle(tmp_path)
+
+    def fail(path: Path, row: Any) -> None:
+        raise OutputError("cannot append")
+
+    monkeypatch.setattr(report, "append_row", fail)
+    words = ["--data", str(tmp_path / "streets"), "--layout", "camvid", "--rounds", "1", "--threads", "1"]
+    assert gains.main([str(bundle.path), *words, "--record", str(tmp_path / "x.jsonl")]) == OutputError.exit_code
+    found = capsys.readouterr()
+    assert "cannot append" in found.err
+    assert all(way in found.out for way in WAYS)
 
 
 NO_DECODE = {"entropy_decode": 0.25, "decode": 0.0, "rest": 0.0}
@@ -196,7 +262,8 @@ def row(bundle: str, way: str, score: float, alone: float, total: float, **chang
     return {
         "data": "somewhere-val", "task": "segmentation", "way": way, "network": "compact-deeplab", "images": 1101,
         "frame_size": [360, 480], "machine": {"cpu": "Some CPU", "cores": 2}, "configuration": {"threads": 2},
-        "bundle": {"name": bundle}, "quality": {"miou": score, "mean_dice": 0.75}, "bpp": 0.36, "sheet_bpp": None,
+        "date": "2026-01-01", "bundle": {"name": bundle, "codec_id": "c0dec1d0" * 8},
+        "quality": {"miou": score, "mean_dice": 0.75}, "bpp": 0.36, "sheet_bpp": None,
         "macs_per_frame": alone * 1e9, "macs_with_decoder": total * 1e9, "parameters": 1_800_000,
         "parameters_with_decoder": 2_760_000,
         "timing": {"latency_ms": {"p50": 12.3}, "stage_ms_per_frame": {**stages, "segment": 11.5}}, **changes,
@@ -218,8 +285,8 @@ def test_rows_to_page_and_plot(tmp_path: Path) -> None:
     rows = [
         row("one", "rgb-original", 0.1, 2.0, 2.0),
         row("two", "latent", 0.65, 1.875, 1.875, network=None),
-        row("one", "rgb-decoded", 0.61, 2.0, 5.0),
         row("one", "rgb-original", 0.7, 2.0, 2.0),  # recorded again: this one counts
+        row("one", "rgb-decoded", 0.61, 2.0, 5.0),
         row("three", "latent", 0.9, 0.04, 0.04, data="things-test-64", task="classification", frame_size=[64, 64],
             quality={"top1": 0.91, "top5": 1.0}, sheet_bpp=0.337,
             timing={"latency_ms": {"p50": 1.0}, "stage_ms_per_frame": {**NO_DECODE, "classify": 1.0}}),
@@ -236,10 +303,40 @@ def test_rows_to_page_and_plot(tmp_path: Path) -> None:
     assert "(gains-somewhere-val.png)" in page
     assert "0.337" in page
     assert "top-5" in page
+    assert "Times compare between the ways of one bundle" in page
     for name in ("somewhere-val", "things-test-64"):
         with Image.open(tmp_path / f"gains-{name}.png") as image:
             assert image.format == "PNG"
     assert list(gains_report.latest(rows)) == ["somewhere-val", "things-test-64"]
+
+
+def test_a_bundle_is_shown_as_it_was_recorded_last() -> None:
+    """Whole: no way of an earlier recording beside those of a later one, by date or by what comes twice."""
+    first = [row("one", way, 0.5, 2.0, 2.0) for way in WAYS]
+    for again in (
+        [row("one", "latent", 0.9, 2.0, 2.0, images=4, date="2026-01-02")],
+        [row("one", way, 0.9, 2.0, 2.0, images=4) for way in WAYS[:2]],
+    ):
+        other = row("two", "latent", 0.7, 1.0, 1.0)
+        (shown,) = gains_report.latest([*first, other, *again]).values()
+        assert shown == [*again, other]
+    table = gains_report.table(shown)
+    assert table.count("one, 4 images") == 2
+    assert table.count("two, 1,101 images") == 1
+
+
+def test_codecs_of_one_name_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: kept.append(figure))
+    new = {"name": "one", "codec_id": "5eed" * 16}
+    rows = [row("one", way, 0.5, 2.0, 2.0) for way in WAYS] + [{**row("one", "latent", 0.9, 2.0, 2.0), "bundle": new}]
+    (shown,) = gains_report.latest(rows).values()
+    assert shown == rows
+    lines = gains_report.table(shown).splitlines()[2:]
+    assert [line.split(")")[0] for line in lines] == ["one (c0dec1d0"] * 3 + ["one (5eed5eed"]
+    plots.plot_gains(shown, tmp_path / "x.png")
+    texts = [text.get_text() for text in kept[0].axes[0].get_legend().get_texts()[:2]]
+    assert texts == ["one (c0dec1d0), 0.360 bpp", "one (5eed5eed), 0.360 bpp"]
 
 
 def test_the_plot_shows_each_point_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
