@@ -1,10 +1,12 @@
-"""A pair of classifiers of a few weights, registered for the tests of training: "tiny-rgb" and "tiny-latent"."""
+"""A pair of classifiers of a few weights, in the registry for the tests of training: "tiny-rgb" and "tiny-latent"."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Iterator
 
-from latentseg.models import registry
+import pytest
+from _registered import registered
+from torch import Tensor, nn
 
 
 class TinyClassifier(nn.Module):
@@ -29,6 +31,8 @@ def _latent(channels: int = 32, classes: int = 10, width: int = 8) -> TinyClassi
     return TinyClassifier(channels, 8, classes, width)
 
 
-if "tiny-rgb" not in registry.names():
-    registry.register("tiny-rgb", kind="rgb_classifier", description="for tests")(_rgb)  # type: ignore[arg-type]
-    registry.register("tiny-latent", kind="latent_classifier", description="for tests")(_latent)  # type: ignore[arg-type]
+@pytest.fixture(scope="module", autouse=True)
+def tiny_networks() -> Iterator[None]:
+    """tiny-rgb and tiny-latent in the registry, for the tests of the module that imports this."""
+    with registered(("tiny-rgb", "rgb_classifier", _rgb), ("tiny-latent", "latent_classifier", _latent)):
+        yield

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from _registered import registered
 from torch import nn
 
 from latentseg.benchmarks import gpu_networks
@@ -44,10 +46,15 @@ class Segmenter(nn.Module):
         return self.body(x)  # type: ignore[no-any-return]
 
 
-registry.register("test-codec", kind="codec", description="for tests")(lambda: Codec())
-for name, stride in (("latent", 8), ("rgb", 1)):
-    register = registry.register(f"test-{name}", kind=f"{name}_segmenter", description="for tests")  # type: ignore[arg-type]
-    register(lambda classes, stride=stride: Segmenter(classes, stride))  # type: ignore[misc]
+@pytest.fixture(scope="module", autouse=True)
+def networks() -> Iterator[None]:
+    """Tiny networks by their names, for these tests alone."""
+    with registered(
+        ("test-codec", "codec", Codec),
+        ("test-latent", "latent_segmenter", lambda classes: Segmenter(classes, 8)),
+        ("test-rgb", "rgb_segmenter", lambda classes: Segmenter(classes, 1)),
+    ):
+        yield
 
 
 def test_small_networks_end_to_end(tmp_path: Path) -> None:

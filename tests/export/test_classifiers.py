@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from _registered import registered
 from torch import Tensor, nn
 
 from latentseg.engine.bundle import Bundle, load_bundle
@@ -50,13 +51,10 @@ def tiny_latent(channels: int, classes: int = 7) -> TinyClassifier:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered() -> Iterator[None]:
+def networks() -> Iterator[None]:
     """The tiny networks by their names, for these tests alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
-        patch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
-        registry.register("tiny-rgb-classifier", kind="rgb_classifier", description="for tests")(tiny_rgb)
-        registry.register("tiny-latent-classifier", kind="latent_classifier", description="for tests")(tiny_latent)
+    rgb, latent = "tiny-rgb-classifier", "tiny-latent-classifier"
+    with registered((rgb, "rgb_classifier", tiny_rgb), (latent, "latent_classifier", tiny_latent)):
         yield
 
 
@@ -75,7 +73,7 @@ def weights(network: str, seed: int, codec: str = "", **options: int) -> Weights
 
 
 @pytest.fixture(scope="module")
-def parts(registered: None) -> dict[str, Weights]:
+def parts(networks: None) -> dict[str, Weights]:
     codec = weights("torfason-codec-c8", 1, width=8)
     return {
         "codec": codec,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import _tiny_classifiers  # noqa: F401 - registers tiny-latent
 import numpy as np
 import pytest
 import torch
+from _tiny_classifiers import tiny_networks  # noqa: F401 - a fixture
 from _tiny_runs import TINY
 
 from latentseg.cli import main

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import _tiny_classifiers  # noqa: F401 - registers tiny-rgb and tiny-latent
 import numpy as np
 import pytest
 import torch
+from _tiny_classifiers import tiny_networks  # noqa: F401 - a fixture
 from _tiny_runs import CODEC, TINY, Counted, KilledError, frames, loop, rows, weights
 from numpy.typing import NDArray
 from torch import Tensor, nn
