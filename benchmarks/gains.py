@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.backends.base import usable_cores
 from ..engine.placement import Placement
 from ..errors import ArtifactError, LatentsegError, UsageError
 from ..kernels.dispatch import native_available
@@ -32,7 +33,7 @@ from .arms import Answers, Arm, Compressed, LearnedDecode, answers, roles_of
 from .classification import ClassScores, spread
 from .costs import frame_macs
 from .gains_data import Data, Frames, load_data
-from .machine import describe_machine, describe_versions, usable_cores
+from .machine import describe_machine, describe_versions
 from .measure import CLASSIFYING_STAGES, STAGES, StageClock, measure
 from .sender import send_codec
 

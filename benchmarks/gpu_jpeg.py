@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.backends.base import usable_cores
 from ..engine.sources.dali.batches import padded
 from ..engine.sources.dali.pipe import DaliError, Fed, Pipe, load_dali, pad
 from ..errors import InputError, VerificationError
@@ -86,7 +86,7 @@ class JpegDecoder:
             )
             return [pad(frames, size, stride, axis=0)]
 
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = usable_cores()
         self.threads = threads
         self._pipe: Pipe[int] = Pipe(define, batch, GPU, threads, depth)
 

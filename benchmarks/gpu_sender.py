@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bitstream import StreamHeader
+from ..engine.backends.base import usable_cores
 from ..engine.bundle import load_bundle
 from ..engine.roles import Compressor
 from ..engine.run import Work
@@ -22,7 +23,6 @@ from .gpu_checks_sender import SYMBOLS
 from .gpu_engines import Workshop
 from .gpu_parts import RAN, OnRow, Row, judged
 from .gpu_timing import LEAST_BATCHES, MOST_BATCHES, how_many
-from .machine import usable_cores
 from .measure import spread, undisturbed
 
 if TYPE_CHECKING:

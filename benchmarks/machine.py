@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..engine.backends.base import usable_cores
+
 # Distributions whose version can move a number in a row; those that are not installed are left out of the row.
 _DISTRIBUTIONS = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings",
@@ -28,13 +30,6 @@ def cpu_model(cpuinfo: str | None = None) -> str:
     if match:
         return " ".join(match.group(1).split())
     return platform.processor() or platform.machine() or "unknown"
-
-
-def usable_cores() -> int:
-    """Cores this process may run on: its affinity, not the machine's count, because that is what the timing saw."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..engine.backends.base import usable_cores
 from ..engine.placement import Placement
 from ..errors import ArtifactError, BackendMissingError, UsageError
 from ..kernels.dispatch import native_available
@@ -34,7 +35,7 @@ from .arms import (
 from .classification import agreement, check_clip, new_scores
 from .clips import Clip
 from .costs import frame_macs
-from .machine import describe_machine, describe_versions, usable_cores
+from .machine import describe_machine, describe_versions
 from .measure import CLASSIFYING_STAGES, STAGES, StageClock, Timing, measure, paired_ratio
 from .sender import Sent, read_packets, send_codec, send_jpeg, send_jpeg_near
 

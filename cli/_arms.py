@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from ..benchmarks import jpeg
 from ..benchmarks.arms import Arm, Compressed, JpegAtRate, LearnedDecode
-from ..benchmarks.machine import usable_cores
 from ..benchmarks.measure import STAGES, StageClock
 from ..benchmarks.sender import Sent
 from ..bitstream import Writer
+from ..engine.backends.base import usable_cores
 from ..engine.bundle import Bundle
 from ..engine.result import Result as Segmented
 from ..engine.roles import Compressor, Decompressor, RgbSegmenter, Segmenter

@@ -99,6 +99,19 @@ def add_classified(parser: argparse.ArgumentParser, split: str) -> None:
     )
 
 
+def add_codec_images(parser: argparse.ArgumentParser, split: str) -> None:
+    """Where a codec's images come from: `--frames`, or `--data` and what goes with it; see `check_frames`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--frames", metavar="PATH", help="folder of images or videos, or a video file")
+    source.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="root of a classified data set: its images, as they are or, with --size, their centres",
+    )  # fmt: skip
+    add_classified(parser, split)
+    parser.add_argument("--size", type=_common.positive, metavar="SIDE", help="side of the images' centres")
+    parser.add_argument("--every", type=_common.positive, metavar="N", help="take every n-th frame (default: 1)")
+
+
 def classified(args: argparse.Namespace, split: str | None) -> ImageSet:
     """The image set that `--data`, `--layout`, `--split` and `--limit-per-class` say; split: where none is given."""
     from ..training.image_sets import image_set

@@ -32,19 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(dest="what", required=True, metavar="codec|segmenter|classifier")
     codec = sub.add_parser("codec", help="rate and distortion", allow_abbrev=False)
     codec.add_argument("weights", type=Path, metavar="RUN", help="a run's folder, or its model.safetensors")
-    source = codec.add_mutually_exclusive_group(required=True)
-    source.add_argument("--frames", metavar="PATH", help="folder of images or videos, or a video file")
-    source.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="root of a classified data set: its images, as they are or, with --size, their centres",
-    )
-    _training.add_classified(codec, "val, of idx test")
-    codec.add_argument("--size", type=_common.positive, metavar="SIDE", help="side of the images' centres")
-    codec.add_argument(
-        "--every", type=_common.positive, metavar="N", help="take every n-th frame (default: 1)"
-    )
+    _training.add_codec_images(codec, "val, of idx test")
     codec.add_argument("--coder", choices=_common.CODERS, default=_common.CODERS[0], help="default: %(default)s")
     _common.add_json(codec, "the scores")
 

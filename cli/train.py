@@ -39,19 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     codec = sub.add_parser("codec", help="a codec, on any images", allow_abbrev=False)
     _training.add_network(codec, "compact-codec", "registry name")
-    source = codec.add_mutually_exclusive_group(required=True)
-    source.add_argument("--frames", metavar="PATH", help="folder of images or videos, or a video file")
-    source.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="root of a classified data set: its images, as they are or, with --size, their centres",
-    )
-    _training.add_classified(codec, "train")
-    codec.add_argument("--size", type=_common.positive, metavar="SIDE", help="side of the images' centres")
-    codec.add_argument(
-        "--every", type=_common.positive, metavar="N", help="take every n-th frame (default: 1)"
-    )
+    _training.add_codec_images(codec, "train")
     codec.add_argument(
         "--target-bpp", type=float, metavar="BPP",
         help="rate that training steers to: compact-codec's own rate model, averaged over the training crops; with "

@@ -26,7 +26,7 @@ def test_machine_is_plain_json() -> None:
 
 def test_cores_follow_affinity() -> None:
     if hasattr(os, "sched_getaffinity"):
-        assert machine.usable_cores() == len(os.sched_getaffinity(0))
+        assert machine.describe_machine()["cores"] == len(os.sched_getaffinity(0))
 
 
 def test_versions_name_what_ran() -> None:

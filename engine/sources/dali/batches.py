@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from ....bitstream import Frame
 from ....errors import UsageError
 from ....kernels.gpu.batch import Batch
+from ...backends.base import usable_cores
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class BatchSource(ABC, Generic[B]):
         self, batch: int, device: int | None, threads: int | None, shard: int, shards: int, depth: int
     ) -> None:
         if threads is None:
-            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = usable_cores()
         for name, value in (("batch", batch), ("threads", threads), ("shards", shards), ("depth", depth)):
             if value < 1:
                 raise UsageError(f"{name} is {value}, expected at least 1")
