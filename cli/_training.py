@@ -138,6 +138,21 @@ def add_views(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
     parser.add_argument("--no-flip", action="store_true", default=None, help="no mirrored views, as for digits")
 
 
+def add_step_range(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """`--step-range`."""
+    parser.add_argument(
+        "--step-range", type=float, nargs=2, metavar=("LO", "HI"),
+        help="learn for many rates: the codec's quantisation step is multiplied by the geometric mean of LO and HI in "
+        "half of a batch, and by anything between them in the rest (default: 1 1)",
+    )  # fmt: skip
+
+
+def step_range(args: argparse.Namespace) -> tuple[float, float]:
+    """What `--step-range` says."""
+    lo, hi = args.step_range or (1.0, 1.0)
+    return lo, hi
+
+
 def add_loop(parser: argparse.ArgumentParser, lr: float, weight_decay: float, batch: int = 8) -> None:
     """What every training has."""
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")

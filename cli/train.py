@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ..training.loop import LoopConfig
     from ..training.train_classifier import ClassifierConfig
 
+_JOINT = ("task_weight", "teacher_weight", "codec_lr_share", "hint_steps")  # what a segmenter's joint training sets
+
 HELP = "train a codec, a segmenter or a classifier, or a codec together with one"
 
 
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scales", type=float, nargs=2, default=(0.7, 1.2), metavar=("LO", "HI"),
         help="range of the crops' random rescaling (default: 0.7 1.2)",
     )  # fmt: skip
+    _training.add_step_range(codec)
     codec.add_argument("--init", type=Path, metavar="RUN", help="start from these weights instead of the PCA")
     _training.add_loop(codec, lr=6e-4, weight_decay=0.0)
 
@@ -60,8 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _training.add_network(segmenter, "compact-latent", "registry name")
     segmenter.add_argument("--codec", type=Path, metavar="RUN", help="the frozen codec of a latent segmenter")
     segmenter.add_argument(
+        "--decoded-by", type=Path, metavar="RUN", help="a codec whose decoded views an RGB segmenter learns from"
+    )
+    segmenter.add_argument(
+        "--jpeg-quality", type=int, nargs=2, metavar=("LO", "HI"),
+        help="let an RGB segmenter learn from JPEGs (4:2:0): half of a batch of quality sqrt(LO HI), the rest of any "
+        "between them",
+    )  # fmt: skip
+    _training.add_step_range(segmenter)
+    segmenter.add_argument(
         "--init", type=Path, metavar="RUN",
-        help="start from these weights instead of random ones: of the network, or of a classifier with its backbone",
+        help="start from these weights instead of random ones: of the network, of a classifier with its backbone, or of "
+        "an RGB segmenter with its trunk",
     )  # fmt: skip
     _training.add_labelled(segmenter)
     _training.add_loop(segmenter, lr=1e-3, weight_decay=0.02)
@@ -90,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     joint.add_argument(
         "--init", type=Path, metavar="RUN", help="start with this segmenter or classifier, not a fresh one"
     )
+    _training.add_step_range(joint)
     joint.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
     joint.add_argument(
         "--layout", help="camvid, cityscapes or voc; of classifiers imagefolder or idx (default: the first)"
@@ -107,6 +121,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     task.add_argument(
         "--teacher", type=Path, metavar="RUN", help="an RGB segmenter whose probabilities to learn as well"
     )
+    task.add_argument(
+        "--teacher-weight", type=float, metavar="W",
+        help="weight of the divergence from the teacher against the cross-entropy (default: 1)",
+    )  # fmt: skip
+    task.add_argument(
+        "--codec-lr-share", type=float, metavar="X",
+        help="the codec's learning rate as a share of the segmenter's; 0 leaves the codec as it is (default: 0.5)",
+    )  # fmt: skip
     task.add_argument(
         "--hint-steps", type=int, metavar="N",
         help="start with the teacher's trunk, and for the first N of the steps let the entry alone learn its features",
@@ -157,7 +179,13 @@ def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
         raise UsageError(f"--scales wants 0 < LO <= HI, found {lo} {hi}")
     if "centres" not in registry.open_options(args.network):
         _training.refuse(args, ["beta"], args.network, "codec without learned centres")
-    config = CodecConfig(target_bpp=args.target_bpp, patch=args.patch, batch=args.batch, scales=(lo, hi))
+    config = CodecConfig(
+        target_bpp=args.target_bpp,
+        patch=args.patch,
+        batch=args.batch,
+        scales=(lo, hi),
+        step_range=_training.step_range(args),
+    )
     if args.beta is not None:
         config = CodecConfig(**{**vars(config), "beta": args.beta})
     frames: Sequence[Image]
@@ -179,11 +207,14 @@ def _segmenter(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
 
     classes, pairs = labelled(args.layout, args.data, args.split)
     images, labels = read_pairs(pairs, classes)
-    config = SegmenterConfig(size=tuple(args.size), batch=args.batch)
+    quality = None if args.jpeg_quality is None else tuple(args.jpeg_quality)
+    config = SegmenterConfig(
+        size=tuple(args.size), batch=args.batch, step_range=_training.step_range(args), jpeg_quality=quality
+    )
     path = train_segmenter(
-        args.network, images, labels, len(classes.names), args.out, config, loop, codec=args.codec, init=args.init,
-        options=_training.options(args), resume=args.resume, progress=not args.quiet,
-        data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
+        args.network, images, labels, len(classes.names), args.out, config, loop, codec=args.codec,
+        decoded_by=args.decoded_by, init=args.init, options=_training.options(args), resume=args.resume,
+        progress=not args.quiet, data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
     )  # fmt: skip
     return (path,)
 
@@ -214,7 +245,7 @@ def _joint(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
 
     kind = registry.entry(args.network).kind
     classifies = kind in {"latent_classifier", "rgb_classifier"}
-    others = ["task_weight", "teacher", "hint_steps"] if classifies else [
+    others = ["teacher", *_JOINT, "step_range"] if classifies else [
         "gamma", "beta", "limit_per_class", "area", "no_flip"
     ]  # fmt: skip
     _training.refuse(args, others, args.network, kind)
@@ -244,8 +275,10 @@ def _joint_segmenter(args: argparse.Namespace, loop: LoopConfig, size: tuple[int
     from ..training.train_segmenter import SegmenterConfig
 
     segmenter_config = SegmenterConfig(size=size, batch=args.batch)
-    codec_config = CodecConfig(target_bpp=args.target_bpp, batch=max(1, args.batch // 2))
-    chosen = {name: getattr(args, name) for name in ("task_weight", "hint_steps") if getattr(args, name) is not None}
+    codec_config = CodecConfig(
+        target_bpp=args.target_bpp, batch=max(1, args.batch // 2), step_range=_training.step_range(args)
+    )
+    chosen = {name: getattr(args, name) for name in _JOINT if getattr(args, name) is not None}
     config = JointConfig(**chosen)
     layout, split = args.layout or "camvid", args.split or "train"
     classes, pairs = labelled(layout, args.data, split)

@@ -167,6 +167,7 @@ def _compact_rows() -> list[Row]:
         Row("codec's decompressor", "compact-codec", latent, "decompressor"),
         Row("segmenter of RGB", "compact-rgb", pixels),
         Row("segmenter of latents", "compact-latent", latent),
+        Row("segmenter of latents, unpacked", "compact-unpacked", latent),
         Row("DeepLab on RGB", "compact-deeplab", pixels),
         Row("DeepLab on latents", "compact-cdeeplab", latent),
         Row("ResNet", "compact-resnet", (1, 3, 64, 64), frame=False),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UsageError
 from .rate_model import LaplaceRateModel
 
 STRIDE = 8
@@ -130,10 +131,14 @@ class CompactCodec(nn.Module):
         x: Tensor = self.decompressor(z)
         return x
 
-    def quantised(self, z: Tensor) -> Tensor:
-        """int2float(float2int(z)), with the gradient of the identity (straight-through)."""
+    def quantised(self, z: Tensor, step: Tensor | float = 1.0) -> Tensor:
+        """int2float(float2int(z)), with the gradient of the identity (straight-through).
+
+        step: what the fixed range is multiplied by, and with it the quantisation step; a number, or one a sample of
+        shape (N, 1, 1, 1). A larger one costs fewer bits and more distortion.
+        """
         _, lo, hi = self.scaling
-        return z + (z.round().clamp(lo, hi) - z).detach()
+        return z + ((z / step).round().clamp(lo, hi) * step - z).detach()
 
     @torch.no_grad()
     def pca_init(self, patches: Tensor, step: float = 24.0) -> None:
@@ -177,25 +182,72 @@ class DilatedUnit(nn.Module):
         return F.relu(x + self.norm(self.conv(self.first(x))))
 
 
+def strided_entry(root: int, width: int) -> nn.Sequential:
+    """Normalisation of three channels, and three strided convolutions to 1/8: root, width / 2 and width channels."""
+    return nn.Sequential(
+        nn.BatchNorm2d(3, affine=False),
+        ConvBnRelu(3, root, stride=2),
+        ConvBnRelu(root, width // 2, stride=2),
+        ConvBnRelu(width // 2, width, stride=2),
+    )
+
+
+class UnpackedEntry(nn.Module):
+    """A 1x1 convolution that gives every position of a latent its stride x stride x 3 values; then a strided entry.
+
+    Few channels at 1/8 resolution do not let two convolutions there find what strided ones find among the pixels: thin
+    things above all. Unpacked linearly, at 1/150 of what the codec's decompressor costs, they are found the same way.
+    """
+
+    def __init__(self, channels: int, stride: int, width: int, root: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.unpack = nn.Conv2d(channels, 3 * stride * stride, 1)
+        self.strided = strided_entry(root, width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        # In float32 under autocast too: symbols have 8 bits, as many as the mantissa of bfloat16.
+        with torch.autocast("cpu" if z.is_meta else z.device.type, enabled=False):
+            x = F.pixel_shuffle(self.unpack(z.float()), self.stride)
+        y: Tensor = self.strided(x)
+        return y
+
+    @torch.no_grad()
+    def take_over(self, strided: nn.Sequential) -> None:
+        """Start as the strided entry of a trained "compact-rgb", with those of its first channels that weigh most.
+
+        A channel's weight is that of its batch norm times the norm of what the second convolution makes of it.
+        """
+        state = {name: value.clone() for name, value in strided.state_dict().items()}
+        weight = state["1.1.weight"].abs() * state["2.0.weight"].square().sum((0, 2, 3)).sqrt()
+        root = self.strided[1][0].out_channels  # type: ignore[index]
+        kept = weight.topk(root).indices.sort().values
+        for name in ("1.0.weight", "1.1.weight", "1.1.bias", "1.1.running_mean", "1.1.running_var"):
+            state[name] = state[name][kept]
+        state["2.0.weight"] = state["2.0.weight"][:, kept]
+        self.strided.load_state_dict(state)
+
+
 class CompactTrunk(nn.Module):
     """Residual blocks of growing dilation at 1/8 resolution, a global branch, and a sub-pixel head.
 
-    Input (N, width, h, w); logits (N, classes, 4h, 4w): the last 1x1 convolution makes 4x4 logits a position, since
-    poles and signs are thinner than the eight pixels that one position covers.
+    Input (N, width, h, w); logits (N, classes, detail h, detail w): the last 1x1 convolution makes detail x detail
+    logits a position, by default 4x4, since poles and signs are thinner than the eight pixels that a position covers.
     """
 
-    def __init__(self, classes: int, width: int, dilations: Sequence[int]) -> None:
+    def __init__(self, classes: int, width: int, dilations: Sequence[int], detail: int) -> None:
         super().__init__()
+        self.detail = detail
         self.blocks = nn.Sequential(*(DilatedUnit(width, d) for d in dilations))
         self.context = nn.Conv2d(width, width, 1)
         self.fuse = ConvBnRelu(width, width)
         self.dropout = nn.Dropout2d(0.1)
-        self.classifier = nn.Conv2d(width, classes * 16, 1)
+        self.classifier = nn.Conv2d(width, classes * detail**2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(x)
         x = x + F.relu(self.context(x.mean((2, 3), keepdim=True)))
-        return F.pixel_shuffle(self.classifier(self.dropout(self.fuse(x))), 4)
+        return F.pixel_shuffle(self.classifier(self.dropout(self.fuse(x))), self.detail)
 
 
 class CompactSegmenter(nn.Module):
@@ -204,21 +256,28 @@ class CompactSegmenter(nn.Module):
     Attributes
     ----------
     classes: number of classes.  stride_in: source pixels per input position (1 for RGB, 8 for a latent).
-    logit_stride: source pixels per logit.  align_corners: of the final bilinear upsampling to pixels.
+    logit_stride: source pixels per logit, 8 / detail.  align_corners: of the final bilinear upsampling to pixels.
     """
 
-    logit_stride = 2
     align_corners = False
 
-    def __init__(self, entry: nn.Module, stride_in: int, classes: int, width: int, dilations: Sequence[int]) -> None:
+    def __init__(
+        self, entry: nn.Module, stride_in: int, classes: int, width: int, dilations: Sequence[int], detail: int
+    ) -> None:
         super().__init__()
+        if detail < 1 or STRIDE % detail:
+            raise UsageError(f"detail {detail}, expected 1, 2, 4 or 8 logits a position and axis")
         self.classes = classes
+        self.logit_stride = STRIDE // detail
         self.stride_in = stride_in
         self.entry = entry
-        self.trunk = CompactTrunk(classes, width, dilations)
+        self.trunk = CompactTrunk(classes, width, dilations, detail)
 
     def forward(self, x: Tensor) -> Tensor:
-        """RGB (N, 3, H, W) in [0, 1] or a dequantised latent (N, C, H/8, W/8) to logits (N, classes, H/2, W/2)."""
+        """RGB (N, 3, H, W) in [0, 1] or a dequantised latent (N, C, H/8, W/8) to logits (N, classes, H/s, W/s).
+
+        s is `logit_stride`.
+        """
         logits: Tensor = self.trunk(self.entry(x))
         return logits
 
@@ -234,20 +293,14 @@ def compact_codec(
 
 
 def compact_rgb_segmenter(
-    classes: int = 11, width: int = 128, dilations: Sequence[int] = DILATIONS
+    classes: int = 11, width: int = 128, dilations: Sequence[int] = DILATIONS, detail: int = 4
 ) -> CompactSegmenter:
     """The registry's "compact-rgb": three strided convolutions bring RGB to 1/8, then the shared trunk."""
-    entry = nn.Sequential(
-        nn.BatchNorm2d(3, affine=False),
-        ConvBnRelu(3, width // 4, stride=2),
-        ConvBnRelu(width // 4, width // 2, stride=2),
-        ConvBnRelu(width // 2, width, stride=2),
-    )
-    return CompactSegmenter(entry, 1, classes, width, dilations)
+    return CompactSegmenter(strided_entry(width // 4, width), 1, classes, width, dilations, detail)
 
 
 def compact_latent_segmenter(
-    classes: int = 11, channels: int = 32, width: int = 128, dilations: Sequence[int] = DILATIONS
+    classes: int = 11, channels: int = 32, width: int = 128, dilations: Sequence[int] = DILATIONS, detail: int = 4
 ) -> CompactSegmenter:
     """The registry's "compact-latent": two 3x3 convolutions from the latent's channels, then the shared trunk."""
     # The latent's channels differ in scale a hundredfold (DC against the highest frequency): normalise them first.
@@ -257,4 +310,22 @@ def compact_latent_segmenter(
         ConvBnRelu(channels, 3 * width // 4),
         ConvBnRelu(3 * width // 4, width),
     )
-    return CompactSegmenter(entry, STRIDE, classes, width, dilations)
+    return CompactSegmenter(entry, STRIDE, classes, width, dilations, detail)
+
+
+def compact_unpacked_segmenter(
+    classes: int = 11,
+    channels: int = 32,
+    width: int = 128,
+    dilations: Sequence[int] = DILATIONS,
+    detail: int = 4,
+    stride_in: int = STRIDE,
+    root: int | None = None,
+) -> CompactSegmenter:
+    """The registry's "compact-unpacked": a latent's positions are unpacked linearly, then as "compact-rgb".
+
+    stride_in: of the codec.  root: channels of the first strided convolution; 7/8 of that of "compact-rgb" by default,
+    which saves what the unpacking costs.
+    """
+    entry = UnpackedEntry(channels, stride_in, width, root if root is not None else 7 * width // 32)
+    return CompactSegmenter(entry, stride_in, classes, width, dilations, detail)

@@ -102,6 +102,11 @@ _ENTRIES: dict[str, Entry] = {
     "compact-latent": Entry(
         "compact:compact_latent_segmenter", "latent_segmenter", "the same trunk and head on the compact codec's latents"
     ),
+    "compact-unpacked": Entry(
+        "compact:compact_unpacked_segmenter",
+        "latent_segmenter",
+        "the same trunk and head, and the RGB segmenter's entry on latents that are unpacked linearly",
+    ),
     "compact-resnet": Entry(
         "compact_resnet:compact_resnet", "rgb_classifier", "compact ResNet with root and conv2, for images of 64x64"
     ),

@@ -15,6 +15,7 @@ import torch
 from ..errors import ArtifactError, OutputError, UsageError
 from . import checkpoint
 from .checkpoint import Weights
+from .steps import common_steps, trained_steps
 
 _FILE = "model.safetensors"
 _HEADS = {"segmenter": "latent_segmenter", "classifier": "latent_classifier"}
@@ -51,7 +52,9 @@ def average_runs(runs: Sequence[Path], out: Path) -> tuple[Path, ...]:
         return _write(out / "codec", codec), _write(out / part, head)
     whole = [checkpoint.load_weights(run) for run in runs]
     mean = _mean(whole, runs)
-    trained_on = {weights.facts["settings"].get("codec", "") for weights in whole}
+    # Of a codec's own run "codec" is its configuration.
+    codecs_of = [weights.facts["settings"].get("codec", "") for weights in whole]
+    trained_on = {codec if isinstance(codec, str) else "" for codec in codecs_of}
     if len(trained_on) > 1:
         raise ArtifactError(
             "the runs' networks learned on the latents of different codecs",
@@ -81,6 +84,9 @@ def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
         else:
             tensors[name] = value
     kept = {key: value for key, value in first.facts["settings"].items() if key in _KEPT}
+    steps = common_steps(trained_steps(weights.facts["settings"]) for weights in found)
+    if steps[0] < steps[1]:
+        kept["step_range"] = list(steps)
     facts: dict[str, Any] = {"settings": {"average_of": [weights.content_id for weights in found], **kept}}
     # What a training that goes on from here begins with.
     for key in ("log_lambda", "target_entropy"):

@@ -173,8 +173,34 @@ def class_set(layout: str) -> ClassSet:
 
 
 def labelled(layout: str, root: Path, split: str) -> tuple[ClassSet, list[Pair]]:
-    """Classes and pairs of a data set: layout "camvid", "cityscapes" or "voc" under the folder `root`."""
-    return class_set(layout), LAYOUTS[layout][1](root, split)
+    """Classes and pairs of a data set: layout "camvid", "cityscapes" or "voc" under the folder `root`.
+
+    split: a split of the data; with ":fit" or ":tune" behind it, a part of that split: see `carve`.
+    """
+    name, colon, part = split.partition(":")
+    classes, pairs = class_set(layout), LAYOUTS[layout][1](root, name)
+    return classes, carve(pairs, part) if colon else pairs
+
+
+def carve(pairs: Sequence[Pair], part: str) -> list[Pair]:
+    """The part of a split to learn from ("fit"), or the one to choose settings by ("tune"), so that no other split is.
+
+    Of each sequence (file names alike up to their first underscore: a drive of CamVid, a city of Cityscapes, a year of
+    VOC) the last fifth, in the order of the names, is for tuning. The pair in front of it is in neither part: in a
+    drive it shows nearly what the first of them shows.
+    """
+    if part not in {"fit", "tune"}:
+        raise UsageError(f"no part '{part}' of a split", hint="a split may end in ':fit' or ':tune'")
+    sequences: dict[str, list[Pair]] = {}
+    for pair in sorted(pairs, key=lambda pair: pair.image.name):
+        sequences.setdefault(pair.image.name.partition("_")[0], []).append(pair)
+    chosen: list[Pair] = []
+    for found in sequences.values():
+        cut = len(found) - len(found) // 5
+        chosen += found[cut:] if part == "tune" else found[: cut - (cut < len(found))]
+    if not chosen:
+        raise InputError(f"no pairs to tune on: {len(pairs)} in sequences of less than five", hint="leave ':tune' out")
+    return chosen
 
 
 def _checked(pairs: list[Pair], where: Path) -> list[Pair]:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from ..bitstream.header import DEFAULT_CODER
 from . import metrics
 from .augment import to_float
-from .evaluate import coded_bpp, coded_latent, pad_to, sheets, to_frame
+from .evaluate import coded_bpp, coded_latent, sheets, to_frame
 from .image_sets import CentreViews, ImageSet
-from .train_segmenter import requantise
+from .received import pad_to, requantise
 
 BATCH = 32
 

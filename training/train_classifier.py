@@ -15,10 +15,10 @@ from ..errors import UsageError
 from ..models import registry
 from . import checkpoint
 from .augment import to_float
-from .evaluate import pad_to
 from .image_sets import ImageSet, random_window
 from .loop import LoopConfig, Run, step_rng
-from .train_segmenter import Encoder, fill_from, make_network
+from .received import Encoder, RoundTrip
+from .train_segmenter import fill_from, make_network
 
 KINDS = ("rgb_classifier", "latent_classifier")
 
@@ -44,19 +44,6 @@ class ClassifierConfig:
                 f"a batch of {self.batch}, expected at least 2",
                 hint="the last maps of a small view are one position, and batch norm needs two values",
             )
-
-
-class RoundTrip(Encoder):
-    """What an RGB classifier sees behind a codec: the image as it is decoded, rounded to 8 bits."""
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """RGB float32 (N, 3, H, W) in [0, 1] to the same."""
-        assert self.codec is not None
-        received = super().forward(pad_to(x, self.codec.stride))  # type: ignore[arg-type]
-        decoded: Tensor = self.codec.decompress(received)  # type: ignore[operator]
-        decoded = decoded.float()[..., : x.shape[2], : x.shape[3]].clamp(0, 1)
-        return (decoded * 255.0 + 0.5).floor() / 255.0
 
 
 def classified_views(images: ImageSet, config: ClassifierConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from ..models import registry
 from . import checkpoint
 from .augment import random_patch, to_float
 from .loop import LoopConfig, Run, step_rng
+from .received import ONE_LEVEL, check_levels, check_steps, draw_levels
 from .soft_to_hard import EVERY, EntropyDistortion, measured_frames
 
 
@@ -33,6 +34,7 @@ class CodecConfig:
     patch, batch: side of the square crops and how many a step.
     scales: range of the random rescaling of the crops.
     pca_patches: how many 8x8 patches the PCA start is fitted to.
+    step_range: of the quantisation, for a codec with a rate model that is to serve many rates: see `RateDistortion`.
     """
 
     target_bpp: float | None = None
@@ -41,8 +43,10 @@ class CodecConfig:
     scales: tuple[float, float] = (0.7, 1.2)
     pca_patches: int = 20_000
     beta: float = 600.0
+    step_range: tuple[float, float] = ONE_LEVEL
 
     def __post_init__(self) -> None:
+        check_levels(self.step_range, "the range of quantisation steps")
         if self.target_bpp is not None and not 0 < self.target_bpp < 24:
             raise UsageError(
                 f"a target of {self.target_bpp} bpp, expected more than 0 and less than 24, the RGB image's"
@@ -93,6 +97,12 @@ def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: Co
     pca_init(codec, sample_patches(frames, side, 64, seed))  # type: ignore[arg-type]
 
 
+def described(config: CodecConfig, *, centres: bool = False) -> dict[str, Any]:
+    """A configuration as a run's settings have it: what means something to the codec, and a range of steps, if any."""
+    left_out = {"beta": not centres, "step_range": config.step_range == ONE_LEVEL}
+    return {k: v for k, v in vars(config).items() if not left_out.get(k)}
+
+
 def check_crops(config: CodecConfig, codec: nn.Module) -> None:
     """Raise UsageError for crops that the codec's stride does not divide."""
     if config.patch % codec.stride:  # type: ignore[operator]
@@ -103,23 +113,39 @@ class RateDistortion:
     """The loss MSE * lambda + bpp of a codec with a rate model, lambda steered so that the bpp meets a target.
 
     MSE is in units of (1/255)^2, bpp is the rate model's. The controller's state lives in `state`, a run's `extra`.
+
+    With a range of quantisation steps, half of a batch has the geometric mean of the range, the rest is spread over it.
+    A crop of step s has its MSE multiplied by lambda (m / s)^2, with m that mean: at a high rate, where the error is
+    s^2 / 12, the slope of the rate over the distortion goes as 1 / s^2. The target is the rate of the first half.
     """
 
-    def __init__(self, codec: nn.Module, target_bpp: float, state: dict[str, float]) -> None:
-        self.codec, self.target, self.state = codec, target_bpp, state
+    def __init__(
+        self,
+        codec: nn.Module,
+        target_bpp: float,
+        state: dict[str, float],
+        step_range: tuple[float, float] = ONE_LEVEL,
+    ) -> None:
+        self.codec, self.target, self.state, self.step_range = codec, target_bpp, state, step_range
 
     @staticmethod
     def start(target_bpp: float, trained: dict[str, Any] | None = None) -> dict[str, float]:
         """The controller's state before the first step. trained: facts of the weights that training starts from."""
         return {"log_lambda": (trained or {}).get("log_lambda", math.log(0.003)), "smooth_bpp": target_bpp}
 
-    def __call__(self, x: Tensor, *, bf16: bool, steer: bool) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, x: Tensor, rng: np.random.Generator, *, bf16: bool, steer: bool
+    ) -> tuple[Tensor, dict[str, float]]:
         """Loss and figures of a batch of RGB crops, float32 (N, 3, H, W) in [0, 1]. steer: let lambda move."""
+        step = draw_levels(self.step_range, len(x), rng)
+        mean = math.sqrt(self.step_range[0] * self.step_range[1])
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            z = self.codec.quantised(self.codec.compress(x).float())  # type: ignore[operator]
+            z = self.codec.quantised(self.codec.compress(x).float(), step)  # type: ignore[operator]
             decoded = self.codec.decompress(z)  # type: ignore[operator]
-        mse = F.mse_loss(decoded.float(), x)
-        bpp = self.codec.rate_model(z) / (x.shape[0] * x.shape[2] * x.shape[3])  # type: ignore[operator]
+        errors = ((decoded.float() - x) ** 2).mean((1, 2, 3))
+        bpps = self.codec.rate_model.bits(z / step).sum((1, 2, 3)) / (x.shape[2] * x.shape[3])  # type: ignore[operator, union-attr]
+        named = step.flatten() == step[0, 0, 0, 0]
+        mse, bpp = errors[named].mean().detach(), bpps[named].mean().detach()
         smooth = self.state["smooth_bpp"] = 0.98 * self.state["smooth_bpp"] + 0.02 * bpp.item()
         # An integral controller on log(lambda): above the target the distortion must count for less. It is slower than
         # the network (which answers within some 200 steps), and waits until the start is over, so that it settles.
@@ -127,7 +153,8 @@ class RateDistortion:
             error = (self.target - smooth) / self.target
             self.state["log_lambda"] += 0.006 * max(-0.5, min(0.5, error))
         weight = math.exp(self.state["log_lambda"])
-        return mse * 255.0**2 * weight + bpp, {"psnr": _psnr(mse), "bpp": bpp.item(), "lambda": weight}
+        loss = (errors * (mean / step.flatten()) ** 2).mean() * 255.0**2 * weight + bpps.mean()
+        return loss, {"psnr": _psnr(mse), "bpp": bpp.item(), "lambda": weight}
 
 
 def _psnr(mse: Tensor) -> float:
@@ -180,9 +207,11 @@ def train_codec(
         checkpoint.fill(codec, started.tensors, str(init), network)
     elif not resume:
         initialise(codec, frames, config, loop.seed)
-    described = {k: v for k, v in vars(config).items() if centres or k != "beta"}
+    check_steps(codec, config.step_range)
+    if config.step_range != ONE_LEVEL and not rated:
+        raise UsageError(f"a range of quantisation steps for '{network}'", hint="it is for compact-codec, only")
     settings = {
-        "codec": described,
+        "codec": described(config, centres=centres),
         "data": data_note,
         "init": "pca" if started is None else started.content_id,
     }
@@ -196,13 +225,17 @@ def train_codec(
     if target is not None and centres:
         objective = EntropyDistortion(codec, measured_frames(frames), target, config.beta, run.extra)
     elif target is not None:
-        objective = RateDistortion(codec, target, run.extra)
+        objective = RateDistortion(codec, target, run.extra, config.step_range)
     every = EVERY if centres else 1
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
-        x = crops(frames, config, step_rng(loop.seed, step))
+        rng = step_rng(loop.seed, step)
+        x = crops(frames, config, rng)
+        steer = step % every == 0 and (centres or step >= loop.warmup)
+        if isinstance(objective, RateDistortion):
+            return objective(x, rng, bf16=loop.bf16, steer=steer)
         if objective is not None:
-            return objective(x, bf16=loop.bf16, steer=step % every == 0 and (centres or step >= loop.warmup))
+            return objective(x, bf16=loop.bf16, steer=steer)
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
             decoded = codec.decompress(codec.compress(x))  # type: ignore[operator]
         mse = F.mse_loss(decoded.float(), x)

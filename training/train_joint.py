@@ -28,9 +28,20 @@ from ..errors import ArtifactError, UsageError
 from ..models import registry
 from . import checkpoint
 from .data import IGNORE
+from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Part, Run, step_rng
+from .received import check_steps, draw_levels
 from .train_codec import CodecConfig, RateDistortion, check_crops, crops
-from .train_segmenter import SegmentationLoss, SegmenterConfig, check_data, class_weights, make_network, views
+from .train_codec import described as described_crops
+from .train_segmenter import (
+    SegmentationLoss,
+    SegmenterConfig,
+    check_data,
+    class_weights,
+    described,
+    make_network,
+    views,
+)
 
 
 @dataclass(frozen=True)
@@ -76,18 +87,6 @@ class Teacher:
         found = int(self.module.classes)  # type: ignore[arg-type]
         if found != classes:
             raise ArtifactError(f"the teacher in {path} knows {found} classes, expected the data's {classes}")
-
-    def lend_trunk(self, student: nn.Module, network: str) -> None:
-        """Copy the teacher's trunk into a student's. Raises ArtifactError where they are not the same network."""
-        trunks = [getattr(module, "trunk", None) for module in (self.module, student)]
-        states = [{} if trunk is None else trunk.state_dict() for trunk in trunks]
-        shapes = [{name: value.shape for name, value in state.items()} for state in states]
-        if shapes[0] != shapes[1] or not shapes[0]:
-            raise ArtifactError(
-                f"the teacher and '{network}' do not share a trunk, expected one for --hint-steps",
-                hint="teach compact-latent with a compact-rgb, or leave --hint-steps out",
-            )
-        checkpoint.fill(trunks[1], states[0], "the teacher", network)  # type: ignore[arg-type]
 
     def hint(self, x: Tensor, features: Tensor) -> Tensor:
         """How far a student's features (N, width, h, w) of views x lie from the teacher's.
@@ -172,6 +171,7 @@ def train_joint(
         )
     check_data(segmenter_config.size, int(trained_codec.stride), labels)  # type: ignore[arg-type]
     check_crops(codec_config, trained_codec)
+    check_steps(trained_codec, codec_config.step_range)
     options = {"classes": classes, **(options or {})}
     segmenter = make_network(network, options, trained_codec, loop.seed)
     teaching = None if teacher is None else Teacher(teacher, classes)
@@ -188,13 +188,16 @@ def train_joint(
             raise UsageError(f"{config.hint_steps} steps of hints, expected at most the run's {loop.steps}")
         if teaching is None:
             raise UsageError("hints come from a teacher, found none", hint="give --teacher RUN, or no --hint-steps")
-        teaching.lend_trunk(segmenter, network)
+        lend_trunk(teaching.module, segmenter, "the teacher", network)
+        if not resume:
+            lend_entry(teaching.module, segmenter, trained_codec, images)
     pair = Pair(trained_codec, segmenter)
     task = SegmentationLoss(
         segmenter, class_weights(labels, classes, segmenter_config.class_weight_power), segmenter_config.aux_weight
     )
     settings = {
-        "segmenter": dict(vars(segmenter_config)), "crops": dict(vars(codec_config)), "joint": dict(vars(config)),
+        "segmenter": described(segmenter_config), "crops": described_crops(codec_config),
+        "joint": dict(vars(config)),
         "data": data_note, "init": weights.content_id, "teacher": "" if teaching is None else teaching.content_id,
         "segmenter_init": "" if started is None else started.content_id,
     }  # fmt: skip
@@ -203,16 +206,17 @@ def train_joint(
         extra=RateDistortion.start(codec_config.target_bpp, weights.facts),
         parts=_parts(segmenter, trained_codec, config, loop.weight_decay),
     )  # fmt: skip
-    rate_distortion = RateDistortion(trained_codec, codec_config.target_bpp, run.extra)
+    rate_distortion = RateDistortion(trained_codec, codec_config.target_bpp, run.extra, codec_config.step_range)
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         # The first draws are the ones that `train_segmenter` makes: both trainings see the same views.
         rng = step_rng(loop.seed, step)
         x, target = views(images, labels, segmenter_config, rng)
+        level = draw_levels(codec_config.step_range, len(x), rng)
         hinting = step < config.hint_steps
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
             with torch.set_grad_enabled(not hinting):
-                z = trained_codec.quantised(trained_codec.compress(x).float())  # type: ignore[operator]
+                z = trained_codec.quantised(trained_codec.compress(x).float(), level)  # type: ignore[operator]
             if teaching is not None and hinting:
                 hint = teaching.hint(x, segmenter.entry(z))  # type: ignore[operator]
                 return hint, {"hint": hint.item()}
@@ -221,7 +225,7 @@ def train_joint(
             taught = torch.zeros(()) if teaching is None else teaching.divergence(x, _logits(out), target)
         task_loss = task(out, target)
         codec_loss, figures = rate_distortion(
-            crops(images, codec_config, rng), bf16=loop.bf16, steer=step >= loop.warmup
+            crops(images, codec_config, rng), rng, bf16=loop.bf16, steer=step >= loop.warmup
         )
         loss = config.task_weight * (task_loss + config.teacher_weight * taught) + codec_loss
         return loss, {"task": task_loss.item(), "taught": taught.item(), **figures}

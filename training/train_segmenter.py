@@ -19,7 +19,9 @@ from ..models.complexity import count
 from . import checkpoint
 from .augment import random_view
 from .data import IGNORE
+from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Run, step_rng
+from .received import ONE_LEVEL, Encoder, JpegRoundTrip, RoundTrip, check_levels, check_steps, draw_levels
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class SegmenterConfig:
     size: canvas (height, width) of the augmented views; multiples of the codec's stride.
     class_weight_power: class weights are (median frequency / frequency) ** power, clipped to [0.3, 4].
     aux_weight: weight of the auxiliary head's loss where the network has one (0.4 in DGCNet).
+    step_range: of the codec's quantisation, in units of its own step: half of a batch has the geometric mean, the rest
+        is spread over the range. jpeg_quality: the same of JPEG, whose decoded views an RGB network then learns from.
     """
 
     size: tuple[int, int] = (360, 480)
@@ -37,6 +41,21 @@ class SegmenterConfig:
     jitter: float = 0.25
     class_weight_power: float = 0.5
     aux_weight: float = 0.4
+    step_range: tuple[float, float] = ONE_LEVEL
+    jpeg_quality: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        check_levels(self.step_range, "the range of quantisation steps")
+        if self.jpeg_quality is not None:
+            check_levels(self.jpeg_quality, "the range of JPEG qualities")
+            if not 1 <= self.jpeg_quality[0] <= self.jpeg_quality[1] <= 100:
+                raise UsageError(f"JPEG qualities {self.jpeg_quality}, expected 1 to 100")
+
+
+def described(config: SegmenterConfig) -> dict[str, Any]:
+    """A configuration as a run's settings have it: levels alone where there are any."""
+    levels = {"step_range": config.step_range != ONE_LEVEL, "jpeg_quality": config.jpeg_quality is not None}
+    return {k: v for k, v in vars(config).items() if levels.get(k, True)}
 
 
 def class_weights(labels: Sequence[NDArray[np.uint8]], classes: int, power: float) -> Tensor:
@@ -44,51 +63,6 @@ def class_weights(labels: Sequence[NDArray[np.uint8]], classes: int, power: floa
     counts = sum(np.bincount(label.ravel(), minlength=256)[:classes] for label in labels)
     frequency = np.maximum(np.asarray(counts, np.float64), 1.0)
     return torch.tensor(np.clip((np.median(frequency) / frequency) ** power, 0.3, 4.0), dtype=torch.float32)
-
-
-class Encoder(nn.Module):
-    """What a segmenter sees of an image: the image itself, or the dequantised latent of a frozen codec.
-
-    The quantisation is the one of the stream (equations 2 and 4), so in float32 the segmenter sees exactly what
-    decoding gives. Under bfloat16 autocast, as in training, the codec's own convolutions round too, and a symbol near a
-    boundary may come out one level off.
-    """
-
-    def __init__(self, codec: nn.Module | None) -> None:
-        super().__init__()
-        self.codec = codec
-        if codec is not None:
-            codec.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """RGB float32 (N, 3, H, W) in [0, 1] to the segmenter's input."""
-        if self.codec is None:
-            return x
-        z = self.codec.compress(x).float()  # type: ignore[operator]
-        return requantise(z, self.codec.bits, self.codec.scaling)  # type: ignore[arg-type]
-
-
-def requantise(z: Tensor, bits: int, scaling: tuple[Any, ...]) -> Tensor:
-    """int2float(float2int(z)) in torch, float32 (N, C, h, w).
-
-    scaling: what a codec's attribute of that name holds: mode, lo, hi, and with the mode "codebook" the centres.
-    """
-    mode, lo_fixed, hi_fixed, *codebook = scaling
-    if mode == "codebook":
-        centres = torch.tensor(codebook[0], dtype=torch.float32, device=z.device)
-        midpoints = 0.5 * (centres[:-1] + centres[1:])
-        return centres[torch.searchsorted(midpoints, z.contiguous())]
-    if mode == "fixed":
-        lo, hi = torch.tensor(lo_fixed), torch.tensor(hi_fixed)
-    else:
-        axes = (1, 2, 3) if mode == "tensor" else (2, 3)
-        lo, hi = z.amin(axes, keepdim=True), z.amax(axes, keepdim=True)
-    levels = 2**bits - 1
-    span = hi - lo
-    q = ((z - lo) * torch.where(span > 0, levels / span, torch.zeros_like(span))).round().clamp(0, levels)
-    received: Tensor = q * (span / levels) + lo
-    return received
 
 
 def check_fit(segmenter: nn.Module, codec: nn.Module, name: str) -> None:
@@ -116,23 +90,40 @@ def make_network(network: str, options: dict[str, Any], codec: nn.Module | None,
     return module
 
 
-def fill_from(module: nn.Module, path: Path, network: str, kind: str) -> str:
+def fill_from(
+    module: nn.Module,
+    path: Path,
+    network: str,
+    kind: str,
+    codec: nn.Module | None = None,
+    frames: Sequence[NDArray[np.uint8]] = (),
+) -> str:
     """Start a network of `kind` from the weights in `path`, of the same network, and return their content id.
 
-    A segmenter may also start from a classifier of the same input: it takes over that one's backbone. Raises
-    ArtifactError where the weights do not fit.
+    A segmenter may also start from a classifier of the same input, whose backbone it takes over; one of latents from
+    one of RGB, whose trunk it takes over, and where it unpacks the latents of `codec` the entry (`lend`; frames: RGB
+    uint8 (H, W, 3)). Raises ArtifactError where the weights do not fit.
     """
-    trained_as = kind.replace("segmenter", "classifier")
-    weights = checkpoint.load_weights(path, kinds=tuple(dict.fromkeys((kind, trained_as))))
-    if registry.entry(weights.network).kind == kind:
+    kinds = [kind, kind.replace("segmenter", "classifier")]
+    if kind == "latent_segmenter":
+        kinds.append("rgb_segmenter")
+    weights = checkpoint.load_weights(path, kinds=tuple(dict.fromkeys(kinds)))
+    found = registry.entry(weights.network).kind
+    if found == kind:
         checkpoint.fill(module, weights.tensors, str(path), network)
+        return weights.content_id
+    if found == "rgb_segmenter":
+        giver = weights.build()
+        lend_trunk(giver, module, f"the RGB segmenter in {path}", network)
+        if codec is not None:
+            lend_entry(giver, module, codec, frames)
         return weights.content_id
     backbone = getattr(module, "backbone", None)
     if backbone is None:
         raise ArtifactError(f"'{network}' has no backbone to take over from the classifier in {path}")
     prefix = "backbone."
-    found = {k.removeprefix(prefix): v for k, v in weights.tensors.items() if k.startswith(prefix)}
-    checkpoint.fill(backbone, found, str(path), network)
+    taken = {k.removeprefix(prefix): v for k, v in weights.tensors.items() if k.startswith(prefix)}
+    checkpoint.fill(backbone, taken, str(path), network)
     return weights.content_id
 
 
@@ -187,6 +178,7 @@ def train_segmenter(
     loop: LoopConfig,
     *,
     codec: Path | None = None,
+    decoded_by: Path | None = None,
     init: Path | None = None,
     options: dict[str, Any] | None = None,
     resume: bool = False,
@@ -196,8 +188,10 @@ def train_segmenter(
     """Train a segmenter with cross-entropy and return the path of its weights.
 
     images: RGB uint8 (H, W, 3); labels: uint8 (H, W), `IGNORE` where there is no class. codec: weights of the frozen
-    codec, needed by a latent segmenter and refused by an RGB one. init: weights to start from, of the same network, or
-    of a classifier with the same backbone. The augmentation acts on the image, before encoding.
+    codec, needed by a latent segmenter and refused by an RGB one. decoded_by: weights of a codec whose decoded views an
+    RGB segmenter is to learn from. init: weights to start from, of the same network, of a classifier with the same
+    backbone or, for latents, of an RGB segmenter with the same trunk. The augmentation acts on the image, before
+    encoding.
     """
     kind = registry.entry(network).kind
     if kind not in {"rgb_segmenter", "latent_segmenter"}:
@@ -207,28 +201,43 @@ def train_segmenter(
             f"'{network}' is a {kind}: it {'needs' if codec is None else 'takes no'} codec",
             hint="--codec RUN goes with the latent segmenters, and only with them",
         )
+    lossy = [name for name, given in (("--codec", codec), ("--decoded-by", decoded_by),
+                                      ("--jpeg-quality", config.jpeg_quality)) if given is not None]  # fmt: skip
+    if len(lossy) > 1:
+        raise UsageError(f"{' and '.join(lossy)}: a network learns from one kind of input", hint="give one of them")
+    path = codec or decoded_by
+    if path is None and config.step_range != ONE_LEVEL:
+        raise UsageError("a range of quantisation steps, found no codec", hint="give --codec or --decoded-by as well")
     options = {"classes": classes, **(options or {})}
-    codec_id = ""
+    content_id = ""
     frozen = None
-    if codec is not None:
-        weights = checkpoint.load_weights(codec, kinds=("codec",))
-        frozen, codec_id = weights.build(), weights.content_id
+    if path is not None:
+        weights = checkpoint.load_weights(path, kinds=("codec",))
+        frozen, content_id = weights.build(), weights.content_id
+        check_steps(frozen, config.step_range)
     stride = 8 if frozen is None else int(frozen.stride)  # type: ignore[arg-type]
     check_data(config.size, stride, labels)
-    module = make_network(network, options, frozen, loop.seed)
-    started = "" if init is None else fill_from(module, init, network, kind)
-    encoder = Encoder(frozen)
+    module = make_network(network, options, frozen if codec is not None else None, loop.seed)
+    started = "" if init is None else fill_from(module, init, network, kind, frozen, images)
+    received: nn.Module = JpegRoundTrip() if config.jpeg_quality else Encoder(frozen)
+    if decoded_by is not None:
+        received = RoundTrip(frozen)
+    levels = config.jpeg_quality or config.step_range
     weight = class_weights(labels, classes, config.class_weight_power)
     objective = SegmentationLoss(module, weight, config.aux_weight)
     settings = {
-        "segmenter": dict(vars(config)), "data": data_note, "codec": codec_id, "init": started,
+        "segmenter": described(config), "data": data_note, "codec": content_id if codec is not None else "",
+        "init": started,
     }  # fmt: skip
+    if decoded_by is not None:
+        settings["decoded_by"] = content_id
     run = Run(folder, network, options, module, loop, settings, resume=resume)
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
-        x, target = views(images, labels, config, step_rng(loop.seed, step))
+        rng = step_rng(loop.seed, step)
+        x, target = views(images, labels, config, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
-            out = module(encoder(x))
+            out = module(received(x, draw_levels(levels, len(x), rng)))
         return objective(out, target), {}
 
     run.train(losses, progress=progress)

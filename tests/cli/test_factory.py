@@ -140,6 +140,18 @@ def test_train_joint_gives_a_codec_and_its_segmenter(
     assert settings["crops"]["batch"] == 1  # half of the views'
 
 
+def test_train_joint_takes_every_setting_of_its_own(work: Path) -> None:
+    out = work / "joint-settings"
+    argv = ["train", "joint", "--codec", str(work / "codec"), "--target-bpp", "0.4", "--teacher", str(work / "rgb")]
+    argv += ["--data", str(work / "data"), "--size", "40", "48", "--out", str(out), "--teacher-weight", "0.5"]
+    argv += ["--codec-lr-share", "0", "--step-range", "0.5", "2", *LOOP]
+    assert main(argv) == 0
+    settings = checkpoint.load_weights(out / "segmenter").facts["settings"]
+    assert (settings["joint"]["teacher_weight"], settings["joint"]["codec_lr_share"]) == (0.5, 0)
+    assert settings["crops"]["step_range"] == [0.5, 2]
+    assert main([*argv, "--resume", "--step-range", "0.5", "3"]) == 4
+
+
 def test_train_joint_says_what_it_wrote_and_resumes(
     work: Path, joint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

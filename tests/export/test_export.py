@@ -20,7 +20,7 @@ from latentseg.models import registry
 from latentseg.training import evaluate
 from latentseg.training.checkpoint import Weights
 from latentseg.training.data import camvid_classes
-from latentseg.training.train_segmenter import Encoder
+from latentseg.training.received import Encoder
 
 CODEC = {"channels": 6, "width": 8, "encoder_units": 1, "decoder_units": 1}
 NARROW = {"width": 8, "dilations": [1, 2]}

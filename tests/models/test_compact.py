@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from latentseg.errors import UsageError
 from latentseg.models import registry
 from latentseg.models.complexity import count
 from latentseg.models.rate_model import LaplaceRateModel, neighbours
@@ -56,6 +57,72 @@ def test_codec_shapes_and_straight_through(size: tuple[int, int]) -> None:
     q.sum().backward()
     assert big.grad is not None
     assert big.grad.tolist() == [[1.0] * 6]
+
+
+def test_a_step_scales_the_rounding_and_the_range() -> None:
+    codec = registry.create("compact-codec", bits=3)  # -4 .. 3
+    z = torch.tensor([0.0, 0.24, 0.26, 1.3, 5.0, -9.0], requires_grad=True).reshape(1, 6, 1, 1).expand(2, 6, 1, 1)
+    q = codec.quantised(z, torch.tensor([0.5, 2.0])[:, None, None, None])
+    assert q[0].flatten().tolist() == [0.0, 0.0, 0.5, 1.5, 1.5, -2.0]
+    assert q[1].flatten().tolist() == [0.0, 0.0, 0.0, 2.0, 4.0, -8.0]
+    (slope,) = torch.autograd.grad(q.sum(), z)
+    assert slope.flatten().tolist() == [1.0] * 12
+
+
+@pytest.mark.parametrize(("network", "channels"), [("compact-rgb", 3), ("compact-latent", 32)])
+@pytest.mark.parametrize("detail", [1, 2, 8])
+def test_the_head_has_detail_squared_logits_a_position(network: str, channels: int, detail: int) -> None:
+    net = registry.create(network, classes=5, width=16, detail=detail).eval()
+    side = 24 if channels == 3 else 3
+    assert net(torch.zeros(1, channels, side, side)).shape == (1, 5, 3 * detail, 3 * detail)
+    assert net.logit_stride * detail == 8
+    with pytest.raises(UsageError, match="expected 1, 2, 4 or 8"):
+        registry.create(network, detail=3)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_unpacked_latents_of_any_stride(stride: int) -> None:
+    net = registry.create("compact-unpacked", classes=5, channels=3, width=16, stride_in=stride).eval()
+    assert net.stride_in == stride
+    logits = net(torch.zeros(1, 3, 48 // stride, 80 // stride))
+    assert logits.shape == (1, 5, 48 // net.logit_stride, 80 // net.logit_stride)
+
+
+def test_unpacked_is_the_rgb_entry_on_a_linear_image() -> None:
+    torch.manual_seed(0)
+    rgb = registry.create("compact-rgb", classes=3, width=16, dilations=[1]).eval()
+    for module in rgb.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    # With as many first channels as the giver has, nothing is lost.
+    net = registry.create("compact-unpacked", classes=3, channels=5, width=16, dilations=[1], root=4).eval()
+    net.trunk.load_state_dict(rgb.trunk.state_dict())
+    net.entry.take_over(rgb.entry)
+    z = torch.randn(2, 5, 3, 4)
+    with torch.no_grad():
+        weight, bias = net.entry.unpack.weight[:, :, 0, 0], net.entry.unpack.bias
+        # By hand: value (c, y, x) of a position is row 64 c + 8 y + x of the matrix.
+        values = torch.einsum("oc,nchw->nohw", weight, z) + bias[:, None, None]
+        image = values.reshape(2, 3, 8, 8, 3, 4).permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 24, 32)
+        torch.testing.assert_close(net(z), rgb(image), rtol=1e-4, atol=1e-5)
+    # With fewer, the ones that make least of a difference go.
+    with torch.no_grad():
+        rgb.entry[1][1].weight[2] = 0.0
+        rgb.entry[1][1].bias[2] = 0.0
+    less = registry.create("compact-unpacked", classes=3, channels=5, width=16, dilations=[1], root=3).eval()
+    less.trunk.load_state_dict(rgb.trunk.state_dict())
+    less.entry.take_over(rgb.entry)
+    less.entry.unpack.load_state_dict(net.entry.unpack.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(less(z), rgb(image), rtol=1e-4, atol=1e-5)
+
+
+def test_unpacked_costs_no_more_than_rgb() -> None:
+    rgb = count(registry.create("compact-rgb"), (1, 3, 360, 480)).macs
+    assert count(registry.create("compact-unpacked"), (1, 32, 45, 60)).macs <= rgb
 
 
 def test_fixed_scaling_is_plain_rounding() -> None:

@@ -37,6 +37,7 @@ def test_names_are_stable() -> None:
         "compact-codec",
         "compact-rgb",
         "compact-latent",
+        "compact-unpacked",
         "compact-resnet",
         "compact-cresnet",
         "compact-deeplab",

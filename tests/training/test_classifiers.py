@@ -25,7 +25,8 @@ from latentseg.training.evaluate import coded_bpp, decoded_by, sheets
 from latentseg.training.evaluate_classifier import evaluate_classifier
 from latentseg.training.image_sets import CentreViews, ImageSet
 from latentseg.training.loop import step_rng
-from latentseg.training.train_classifier import ClassifierConfig, RoundTrip, classified_views, train_classifier
+from latentseg.training.received import RoundTrip
+from latentseg.training.train_classifier import ClassifierConfig, classified_views, train_classifier
 from latentseg.training.train_codec import train_codec
 from latentseg.training.train_joint_classifier import JointClassifierConfig, train_joint_classifier
 
@@ -135,6 +136,25 @@ def test_a_run_goes_on_from_another(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(kept)[name], weights(first)[name], rtol=0, atol=1e-9)
     assert not torch.equal(weights(fresh)[name], weights(first)[name])
     assert checkpoint.load_weights(kept).facts["settings"]["init"] == checkpoint.load_weights(first).content_id
+
+
+def test_a_segmenter_of_latents_takes_over_the_trunk_of_one_of_rgb(tmp_path: Path) -> None:
+    from latentseg.training.train_segmenter import fill_from
+
+    torch.manual_seed(1)
+    options = {"width": 8, "classes": 3, "dilations": [1]}
+    source = registry.create("compact-rgb", **options)
+    path = tmp_path / "rgb.safetensors"
+    checkpoint.save_weights(path, "compact-rgb", options, source.state_dict(), {"settings": {}})
+    student = registry.create("compact-latent", channels=4, **options)
+    entry = {k: v.clone() for k, v in student.entry.state_dict().items()}
+    assert fill_from(student, path, "compact-latent", "latent_segmenter") == checkpoint.load_weights(path).content_id
+    for name, value in student.trunk.state_dict().items():
+        assert torch.equal(value, source.state_dict()[f"trunk.{name}"]), name
+    assert all(torch.equal(value, entry[name]) for name, value in student.entry.state_dict().items())
+    other = registry.create("compact-cdeeplab", channels=4, width=8)
+    with pytest.raises(ArtifactError, match=r"the RGB segmenter in .* and 'compact-cdeeplab' do not share a trunk"):
+        fill_from(other, path, "compact-cdeeplab", "latent_segmenter")
 
 
 def test_a_segmenter_takes_over_a_classifiers_backbone(tmp_path: Path, codec: Path) -> None:

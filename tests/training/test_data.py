@@ -177,3 +177,39 @@ def test_voc_that_is_not_whole(voc: Path) -> None:
         data.labelled("voc", voc, "train")
     with pytest.raises(InputError, match="no split 'train'"):
         data.labelled("voc", voc / "JPEGImages", "train")
+
+
+def _pairs(names: list[str]) -> list[data.Pair]:
+    return [data.Pair(Path("train") / name, Path("annot") / name) for name in names]
+
+
+def test_carve_keeps_the_last_fifth_of_each_sequence_for_tuning() -> None:
+    drives = {"0001TP": 62, "0006R0": 101, "0016E5": 204, "short": 4}
+    names = [f"{drive}_{number:06d}.png" for drive, count in drives.items() for number in range(count)]
+    shuffled = _pairs([names[i] for i in np.random.default_rng(0).permutation(len(names))])
+    fit, tune = data.carve(shuffled, "fit"), data.carve(shuffled, "tune")
+    for drive, count in drives.items():
+        of = [[int(p.image.stem.split("_")[1]) for p in part if p.image.stem.startswith(drive)] for part in (fit, tune)]
+        held = count // 5
+        assert of[1] == list(range(count - held, count))
+        assert of[0] == list(range(count - held - (held > 0)))  # without the neighbour of what is held out
+    assert len(tune) == 12 + 20 + 40
+
+
+def test_carve_refuses_other_parts_and_sequences_that_are_too_short() -> None:
+    with pytest.raises(UsageError, match="no part 'test'"):
+        data.carve(_pairs(["a_1.png"]), "test")
+    with pytest.raises(InputError, match="no pairs to tune on: 3"):
+        data.carve(_pairs(["a_1.png", "a_2.png", "b_1.png"]), "tune")
+
+
+def test_a_split_may_name_its_part(tmp_path: Path) -> None:
+    for number in range(10):
+        write(tmp_path / "train" / f"s_{number}.png", np.zeros((4, 6, 3), np.uint8))
+        write(tmp_path / "annot" / f"s_{number}.png", np.zeros((4, 6), np.uint8))
+    lines = "".join(f"train/s_{number}.png annot/s_{number}.png\n" for number in range(10))
+    (tmp_path / "train.txt").write_text(lines)
+    root = tmp_path
+    fit, tune = data.labelled("camvid", root, "train:fit")[1], data.labelled("camvid", root, "train:tune")[1]
+    assert (len(fit), len(tune)) == (7, 2)
+    assert data.labelled("camvid", root, "train")[1][: len(fit)] == fit

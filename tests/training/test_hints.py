@@ -154,9 +154,12 @@ def test_a_segmenter_goes_on_from_given_weights(tmp_path: Path, teacher: Path) -
     assert checkpoint.load_weights(path).facts["settings"]["init"] == checkpoint.load_weights(teacher).content_id
     alone = weights(train("alone"))
     assert not torch.equal(alone["trunk.fuse.0.weight"], start["trunk.fuse.0.weight"])
-    with pytest.raises(ArtifactError, match="holds a rgb_segmenter"):
-        train("latent", "compact-latent", init=teacher, codec=train_codec(
-            "compact-codec", frames(3), tmp_path / "codec", CODEC, loop(1), options=TINY, progress=False
-        ))  # fmt: skip
+    latent = train("latent", "compact-latent", init=teacher, codec=train_codec(
+        "compact-codec", frames(3), tmp_path / "codec", CODEC, loop(1), options=TINY, progress=False
+    ))  # fmt: skip
+    for name in (name for name in trained if name.startswith("trunk.")):
+        torch.testing.assert_close(weights(latent)[name], start[name], rtol=0, atol=1e-9)
+    with pytest.raises(ArtifactError, match="holds a latent_segmenter"):
+        train("back", init=latent)
     with pytest.raises(ArtifactError, match="do not fit network 'compact-rgb'"):
         train("narrow", init=teacher, options=NARROW)

@@ -10,7 +10,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from _tiny_runs import CODEC, NARROW, SEGMENTER, TINY, Counted, KilledError, frames, labels, loop, rows, weights
+from _tiny_runs import (
+    CODEC,
+    NARROW,
+    SEGMENTER,
+    TINY,
+    Counted,
+    KilledError,
+    PlainCodec,
+    frames,
+    labels,
+    loop,
+    rows,
+    weights,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,13 +32,13 @@ from latentseg.models import registry
 from latentseg.training import checkpoint
 from latentseg.training.augment import to_float
 from latentseg.training.loop import LoopConfig, Part, Run, learning_rate, step_rng
+from latentseg.training.received import requantise
 from latentseg.training.train_codec import CodecConfig, RateDistortion, initialise, train_codec
 from latentseg.training.train_segmenter import (
     SegmentationLoss,
     SegmenterConfig,
     check_fit,
     class_weights,
-    requantise,
     train_segmenter,
 )
 
@@ -140,22 +153,6 @@ def test_target_rate_steers_the_distortion_weight(tmp_path: Path) -> None:
     assert last[0.05]["psnr"] < last[1.5]["psnr"]
 
 
-class PlainCodec(nn.Module):
-    """A codec that rounds twice the image; its rate model says that a symbol of size n takes n bits."""
-
-    def compress(self, x: Tensor) -> Tensor:
-        return x * 2
-
-    def quantised(self, z: Tensor) -> Tensor:
-        return z.round()
-
-    def decompress(self, z: Tensor) -> Tensor:
-        return z / 2
-
-    def rate_model(self, z: Tensor) -> Tensor:
-        return z.abs().sum()
-
-
 def test_rate_distortion_by_hand() -> None:
     x = torch.full((1, 3, 2, 2), 0.5)
     x[0, 0] = 0.6  # 1.2, rounded to 1, decoded to 0.5
@@ -170,11 +167,18 @@ def test_rate_distortion_by_hand() -> None:
     )
     for target, steer, step in cases:
         state = {"log_lambda": 0.25, "smooth_bpp": 2.0}
-        loss, figures = RateDistortion(PlainCodec(), target, state)(x, bf16=False, steer=steer)
+        rng = np.random.default_rng(0)
+        loss, figures = RateDistortion(PlainCodec(), target, state)(x, rng, bf16=False, steer=steer)
+        assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state  # at one step nothing is drawn
         assert state == pytest.approx({"log_lambda": 0.25 + step, "smooth_bpp": smooth})
         weight = math.exp(0.25 + step)
         assert loss.item() == pytest.approx(mse * 255**2 * weight + bpp, rel=1e-5)
         assert figures == pytest.approx({"psnr": -10 * math.log10(mse), "bpp": bpp, "lambda": weight}, rel=1e-5)
+    # A range of one step has no middle to be weighed against: 1.2 is two steps of a half, and comes out as before.
+    rate = RateDistortion(PlainCodec(), 9.0, {"log_lambda": 0.25, "smooth_bpp": 2.0}, (0.5, 0.5))
+    loss, figures = rate(x, np.random.default_rng(0), bf16=False, steer=False)
+    assert loss.item() == pytest.approx(mse * 255**2 * math.exp(0.25) + 2 * bpp, rel=1e-5)
+    assert figures["bpp"] == pytest.approx(2 * bpp)
     assert RateDistortion.start(0.7) == {"log_lambda": math.log(0.003), "smooth_bpp": 0.7}
     assert RateDistortion.start(0.7, {"log_lambda": -4.0, "smooth_bpp": 9.0}) == {"log_lambda": -4.0, "smooth_bpp": 0.7}
 

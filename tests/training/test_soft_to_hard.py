@@ -17,9 +17,9 @@ import latentseg.training.soft_to_hard as module
 from latentseg.errors import ArtifactError, UsageError
 from latentseg.models.torfason_codec import CentreQuantiser, TorfasonCodec
 from latentseg.training.evaluate import coded_bpp
+from latentseg.training.received import requantise
 from latentseg.training.soft_to_hard import GAIN, MEASURED, EntropyDistortion, measure_rate, measured_frames
 from latentseg.training.train_codec import CodecConfig
-from latentseg.training.train_segmenter import requantise
 
 CENTRES = [-1.7, 0.4, -0.3, 2.2, 0.9]
 

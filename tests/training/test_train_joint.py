@@ -137,6 +137,18 @@ def test_a_run_goes_on_from_another(tmp_path: Path, codec: Path, teacher: Path) 
     assert not (tmp_path / "rgb").exists()
 
 
+def test_without_a_rate_of_its_own_the_codec_stays(tmp_path: Path, codec: Path, teacher: Path) -> None:
+    config = JointConfig(codec_lr_share=0.0)
+    crops = replace(CODEC, step_range=(0.5, 2.0))
+    paths = joint(tmp_path / "run", codec, 3, config, teacher=teacher, crops=crops)
+    assert not changed(paths[0], codec)
+    assert checkpoint.load_weights(paths[1]).facts["settings"]["crops"]["step_range"] == [0.5, 2.0]
+    # The views' symbols have those steps: at one step alone the segmenter learns something else from the same views.
+    _, plain = joint(tmp_path / "plain", codec, 3, config, teacher=teacher)
+    assert changed(paths[1], plain)
+    assert "step_range" not in checkpoint.load_weights(plain).facts["settings"]["crops"]
+
+
 def test_a_run_is_not_resumed_as_another(tmp_path: Path, codec: Path, teacher: Path) -> None:
     joint(tmp_path / "run", codec, 2, teacher=teacher)
     with pytest.raises(UsageError, match="already holds a run"):
@@ -170,7 +182,7 @@ def test_beside_a_codec_at_rest_the_segmenter_is_train_segmenters(tmp_path: Path
 class NoLoss(RateDistortion):
     """Leaves the codec to the task alone."""
 
-    def __call__(self, x: Tensor, *, bf16: bool, steer: bool) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Tensor, rng: Any, *, bf16: bool, steer: bool) -> tuple[Tensor, dict[str, float]]:
         return torch.zeros(()), {}
 
 
