@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .context_model import STATE_BITS
-from .context_payload import CONSTANT, plan_tiles, unpack_context
-from .header import StreamHeader
+from .context_payload import CONSTANT, is_key, plan_tiles, unpack_context
+from .header import TILED_CODERS, StreamHeader
 from .huffman import unpack_lengths
 from .payload import plan_lanes, scale_count, unpack_payload
 
@@ -23,12 +23,13 @@ FILL_BITS = 3.5
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Bytes of one payload, parts of coder 2's head in eighths; scales + tables + lengths + lanes is all of it.
+    """Bytes of one payload, parts of coders 2 and 3's head in eighths; scales + tables + lengths + lanes is all of it.
 
-    tables: code tables (coder 1), or the channels' parameters and what else the head has but lengths (coder 2).
+    tables: code tables (coder 1), or the channels' parameters and what else the head has but lengths (coders 2 and 3;
+        and coder 3's first byte).
     lengths: the lanes' lengths; lanes: the lanes themselves.
     count: lanes that have bytes (channels of a single value have none).
-    state_bits: bits of the lanes that hold where each begins: 11 a lane under coder 2, none under coder 1.
+    state_bits: bits of the lanes that hold where each begins: 11 a lane under coders 2 and 3, none under coder 1.
     channels: (C,) float64, what each channel takes: its table or parameters, lane lengths, lanes, its range where it
         has its own, and an equal share of the few bits of a head that are no channel's; None where lanes run through
         channels.
@@ -57,11 +58,12 @@ def dissect(payload: bytes, header: StreamHeader) -> Anatomy:
     own_scale = 8 * (header.scaling.mode == "channel")
     lengths: NDArray[np.float64] | NDArray[np.int64]
     tables: NDArray[np.float64] | NDArray[np.int64]
-    if header.coder == "context":
-        parts = unpack_context(payload, header, plan_tiles(header))
+    if header.coder in TILED_CODERS:
+        kind_bytes = int(header.coder == "inter")
+        parts = unpack_context(payload[kind_bytes:], header, plan_tiles(header), not is_key(payload, header))
         coded = parts.channels.mode != CONSTANT
         lane_bytes, lengths = parts.sizes, parts.length_bits / 8
-        table_bytes = parts.head - float(lengths.sum())
+        table_bytes = kind_bytes + parts.head - float(lengths.sum())
         tables = parts.channel_bits / 8
         tables += (table_bytes - tables.sum()) / len(tables)
         count = int(coded.sum()) * parts.sizes.shape[1]

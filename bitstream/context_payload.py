@@ -5,6 +5,9 @@
     lanes     the lanes' bytes, in order: channel, then tile in raster order
 
 A channel of one single value (mode CONSTANT) has no f, no g and no lanes.
+
+Coder 3 (inter) puts one byte in front: KEY, and all is as under coder 2; or INTER, and channels have more modes, which
+refer to the frame before. A channel that is predicted by that frame has no centre.
 """
 
 from __future__ import annotations
@@ -20,6 +23,11 @@ from .header import StreamHeader
 from .payload import scale_count, unpack_scales
 
 CONSTANT, CENTRED, PREDICTED = 0, 1, 2
+# INTER frames have more modes: PREVIOUS predicts by the symbol that the frame before has at the same place, and
+# REMEMBERING, added to a mode, lets its tables follow that frame's errors, too.
+PREVIOUS = 3
+REMEMBERING = 3
+KEY, INTER = 0, 1  # coder 3's first byte
 # The most that one symbol takes: all of the state's bits, and an escaped error.
 _SYMBOL_BITS = STATE_BITS + 8
 # What the first channel's mode, f and g are differences to; its centre: to 2^(bits - 1).
@@ -48,7 +56,7 @@ class TilePlan:
 
 @dataclass(frozen=True)
 class Channels:
-    """What the payload says about each channel: (C,) int64 each."""
+    """What the payload says about each channel: (C,) int64 each; 0 for what it leaves out."""
 
     mode: Ints
     f: Ints
@@ -85,6 +93,27 @@ def plan_tiles(header: StreamHeader) -> TilePlan:
     return TilePlan(tops, lefts, np.minimum(rows, height - tops), np.minimum(columns, width - lefts))
 
 
+def is_key(payload: bytes, header: StreamHeader) -> bool:
+    """Whether a frame decodes alone: every frame of coders 1 and 2, the key frames of coder 3.
+
+    Raises InputError where coder 3's first byte is missing, or neither KEY nor INTER.
+    """
+    if header.coder != "inter":
+        return True
+    if not payload or payload[0] not in (KEY, INTER):
+        found = f"first byte {payload[0]}" if payload else "no bytes"
+        raise InputError(
+            f"payload damaged: {found}, expected {KEY} (key frame) or {INTER} (refers to the frame before)"
+        )
+    return payload[0] == KEY
+
+
+def prediction(mode: Ints) -> Ints:
+    """What predicts under each mode: CONSTANT, CENTRED, PREDICTED or PREVIOUS."""
+    result: Ints = np.where(mode > PREVIOUS, mode - REMEMBERING, mode)
+    return result
+
+
 def pack_bits(values: Ints, widths: Ints) -> bytes:
     """Numbers of so many bits each, one behind the other, lowest bit first; the last byte's rest is 0."""
     ends = np.cumsum(widths)
@@ -96,14 +125,16 @@ def pack_bits(values: Ints, widths: Ints) -> bytes:
 def pack_head(channels: Channels, sizes: Ints, bits: int) -> bytes:
     """The channels' parameters and the lanes' lengths, of symbols of so many bits. sizes: int64 (C, tiles)."""
     coded = channels.mode != CONSTANT
+    centred = prediction(channels.mode) != PREVIOUS
     mode, f, g = _FIRST
     steps = np.zeros((len(coded), 4), np.int64)
     steps[:, 0] = np.diff(channels.mode, prepend=mode)
     steps[coded, 1] = np.diff(channels.f[coded], prepend=f)
     steps[coded, 2] = np.diff(channels.g[coded], prepend=g)
-    steps[:, 3] = np.diff(channels.centre, prepend=1 << (bits - 1))
+    steps[centred, 3] = np.diff(channels.centre[centred], prepend=1 << (bits - 1))
     values, widths = _codes(steps, 0)
     widths[~coded, 1:3] = 0
+    widths[~centred, 3] = 0
     parts = [(values.reshape(-1), widths.reshape(-1))]
     if coded.any():
         lengths = [_codes(np.diff(sizes[coded], axis=0, prepend=0).reshape(-1), k) for k in range(1 << _ORDER_BITS)]
@@ -149,12 +180,15 @@ class _HeadReader:
         return int.from_bytes(self._payload[byte : byte + 8], "little") >> (self.at & 7)
 
 
-def unpack_context(payload: bytes, header: StreamHeader, plan: TilePlan) -> ContextPayload:
-    """Takes a payload apart; the lanes' lengths must add up to its end exactly (InputError)."""
+def unpack_context(payload: bytes, header: StreamHeader, plan: TilePlan, inter: bool = False) -> ContextPayload:
+    """Takes a payload apart; the lanes' lengths must add up to its end exactly (InputError).
+
+    payload: of coder 3, what lies behind its first byte.  inter: whether that byte was INTER.
+    """
     lo, hi = unpack_scales(payload, header)
     start = 8 * scale_count(header)
     reader = _HeadReader(payload, 8 * start)
-    channels, channel_bits = _read_channels(reader, header)
+    channels, channel_bits = _read_channels(reader, header, PREVIOUS + REMEMBERING if inter else PREDICTED)
     count = header.latent_shape[0]
     sizes, length_bits = np.zeros((count, len(plan.top)), np.int64), np.zeros(count, np.int64)
     coded = np.flatnonzero(channels.mode != CONSTANT)
@@ -179,7 +213,7 @@ def unpack_context(payload: bytes, header: StreamHeader, plan: TilePlan) -> Cont
     return ContextPayload(lo, hi, channels, ends - sizes, sizes, channel_bits, length_bits, offset - start)
 
 
-def _read_channels(reader: _HeadReader, header: StreamHeader) -> tuple[Channels, Ints]:
+def _read_channels(reader: _HeadReader, header: StreamHeader, last_mode: int) -> tuple[Channels, Ints]:
     """Each channel's parameters, and how many bits they take."""
     rows = np.zeros((header.latent_shape[0], 4), np.int64)
     widths = np.zeros(len(rows), np.int64)
@@ -189,10 +223,12 @@ def _read_channels(reader: _HeadReader, header: StreamHeader) -> tuple[Channels,
         mode += reader.signed(0)
         if mode != CONSTANT:
             f, g = f + reader.signed(0), g + reader.signed(0)
-        centre += reader.signed(0)
-        ranges = ((mode, PREDICTED + 1), (f, STEPS), (g, STEPS), (centre, 1 << header.bits))
+        previous = mode in (PREVIOUS, PREVIOUS + REMEMBERING)
+        if not previous:
+            centre += reader.signed(0)
+        ranges = ((mode, last_mode + 1), (f, STEPS), (g, STEPS), (centre, 1 << header.bits))
         if not all(0 <= value < limit for value, limit in ranges):
             raise InputError(f"payload damaged: channel {channel} has parameters {[value for value, _ in ranges]}")
-        row[:] = (mode, f, g, centre) if mode != CONSTANT else (mode, 0, 0, centre)
+        row[:] = (mode, f, g, 0 if previous else centre) if mode != CONSTANT else (mode, 0, 0, centre)
         widths[channel] = reader.at - at
     return Channels(*rows.T), widths

@@ -53,9 +53,15 @@ SCALING_MODES: tuple[ScalingMode, ...] = get_args(ScalingMode)
 # The coder's name for people, and its two bytes in the header: number, and which dictionary (of Huffman codes: one a
 # frame as in the paper, or one a channel). A new coder takes the next number and the version stays: a reader that does
 # not know the number says so.
-Coder = Literal["context", "huffman-channel", "huffman-frame"]
-CODERS: dict[Coder, tuple[int, int]] = {"context": (2, 0), "huffman-channel": (1, 1), "huffman-frame": (1, 0)}
+Coder = Literal["context", "inter", "huffman-channel", "huffman-frame"]
+CODERS: dict[Coder, tuple[int, int]] = {
+    "context": (2, 0),
+    "inter": (3, 0),
+    "huffman-channel": (1, 1),
+    "huffman-frame": (1, 0),
+}
 DEFAULT_CODER: Coder = "context"
+TILED_CODERS = ("context", "inter")  # whose lanes are tiles
 DEFAULT_TILE = (14, 32)
 
 _FIXED = struct.Struct("<8sHBBBBH3I2I2I2fI8s32s")
@@ -65,11 +71,11 @@ assert _FIXED.size == COPY_BYTES - 4
 
 def tile_for(coder: str, tile: tuple[int, int]) -> tuple[int, int]:
     """The `tile` of a stream header under `coder`: (0, 0) where lanes are runs."""
-    return tile if coder == "context" else (0, 0)
+    return tile if coder in TILED_CODERS else (0, 0)
 
 
 def is_tile(rows: int, columns: int) -> bool:
-    """Whether a lane of the context coder may have this size."""
+    """Whether a lane of a tiled coder may have this size."""
     return max(rows, columns) < 1 << 16 and MIN_LANE_SYMBOLS <= rows * columns <= MAX_LANE_SYMBOLS
 
 
@@ -148,10 +154,11 @@ class StreamHeader:
     bits: n of float2int, 1..8; symbols lie in [0, 2^n). Of a codebook, the fewest that hold its centres' indices.
     source_size: (height, width) of the source frames in pixels; (0, 0): unknown.
     frame_rate: (numerator, denominator) in frames a second; (0, 1): unknown.
-    coder: "context" (the smallest), or Huffman codes: one a frame ("huffman-frame", as in the paper) or one a channel.
+    coder: "context" (each frame alone), "inter" (the smallest: frames may refer to the one before), or Huffman codes:
+        one a frame ("huffman-frame", as in the paper) or one a channel.
     lane_symbols: symbols in an independently decodable lane of Huffman codes (the last one of a frame or channel may be
-        shorter); with coder "context" it follows from the tile.
-    tile: (rows, columns) of a lane of coder "context", DEFAULT_TILE unless given; (0, 0) for the others.
+        shorter); with coders "context" and "inter" it follows from the tile.
+    tile: (rows, columns) of a lane of these two, DEFAULT_TILE unless given; (0, 0) for the others.
     """
 
     codec_id: bytes
@@ -166,7 +173,7 @@ class StreamHeader:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tile", tuple(int(v) for v in self.tile))
-        if self.coder == "context":
+        if self.coder in TILED_CODERS:
             if self.tile == (0, 0):
                 object.__setattr__(self, "tile", DEFAULT_TILE)
             object.__setattr__(self, "lane_symbols", math.prod(self.tile))
@@ -224,7 +231,7 @@ def _check(header: StreamHeader) -> None:
         raise ArtifactError(f"coder {header.coder!r} is not known: expected one of {', '.join(CODERS)}")
     require(len(header.tile) == 2, f"tile {header.tile}", "(rows, columns)")
     rows, columns = header.tile
-    if header.coder == "context":
+    if header.coder in TILED_CODERS:
         require(1 <= rows < 1 << 16 and 1 <= columns < 1 << 16, f"tiles of {rows} x {columns}", "sides in 1..65535")
     elif (rows, columns) != (0, 0):
         raise UsageError(f"tiles of {rows} x {columns} with coder {header.coder!r}, whose lanes are runs")
@@ -309,7 +316,7 @@ def unpack_copy(copy: bytes, read_codebook: Callable[[int], tuple[float, ...]]) 
     name = names.get((coder, dictionary))
     *tile, reserved = _TILE.unpack(parameters)
     scaling_mode = SCALING_MODES[mode] if mode < len(SCALING_MODES) else None
-    usual = reserved == 0 and (name == "context" or tile == [0, 0]) and (scaling_mode == "codebook" or count == 0)
+    usual = reserved == 0 and (name in TILED_CODERS or tile == [0, 0]) and (scaling_mode == "codebook" or count == 0)
     if name is None or scaling_mode is None or not usual:
         raise ArtifactError(
             f"stream header: coder {coder}, dictionary {dictionary}, scaling {mode}, parameters {count}/"
@@ -318,7 +325,7 @@ def unpack_copy(copy: bytes, read_codebook: Callable[[int], tuple[float, ...]]) 
         )
     if scaling_mode != "fixed" and (lo != 0 or hi != 0):
         raise InputError(f"stream header: range [{lo}, {hi}] with scaling {scaling_mode!r}, expected [0, 0]")
-    if name == "context" and (0 in tile or lane != tile[0] * tile[1]):
+    if name in TILED_CODERS and (0 in tile or lane != tile[0] * tile[1]):
         raise InputError(f"stream header: lanes of {lane} symbols, expected those of a {tile[0]} x {tile[1]} tile")
     centres: tuple[float, ...] = ()
     if scaling_mode == "codebook":

@@ -1,7 +1,10 @@
-"""NumPy reference of the context coder (coder 2, docs/format.md): all lanes of one tile shape step together.
+"""NumPy reference of the context coder (coders 2 and 3, docs/format.md): all lanes of one tile shape step together.
 
 A lane is a tile of one channel. It carries one state through its symbols; each symbol's table follows from the errors
 of the neighbours that the lane has coded before it. The encoder walks a lane backwards, the decoder forwards.
+
+Frames of coder 3 leave their symbols and absolute errors to the next one (`History`), which may be predicted by the
+symbols, and let its tables follow the errors.
 """
 
 from __future__ import annotations
@@ -16,106 +19,96 @@ from ..bitstream import context_model as model
 from ..bitstream.context_payload import (
     CENTRED,
     CONSTANT,
+    INTER,
+    KEY,
     PREDICTED,
+    PREVIOUS,
+    REMEMBERING,
     Channels,
     ContextPayload,
     TilePlan,
+    is_key,
     pack_bits,
     pack_head,
     plan_tiles,
+    prediction,
     unpack_context,
 )
 from ..bitstream.header import StreamHeader
 from ..errors import InputError
+from .context_neighbours import (
+    History,
+    activity,
+    around,
+    cut,
+    errors_of,
+    levels_of,
+    median,
+    paste,
+    start_errors,
+)
 from .dequantize import symbol_values
 
 Ints = NDArray[np.int64]
 
-
-class Neighbours(NamedTuple):
-    """What lies left, two left, above, above left and above right, each of the shape of the tiles."""
-
-    w: Ints
-    ww: Ints
-    n: Ints
-    nw: Ints
-    ne: Ints
+# Where the tables say that a frame saves less than so many bits a lane by the frame before, both ways are tried.
+TRY_BOTH_BITS = 32
 
 
-def neighbours(tiles: Ints, start: Ints) -> Neighbours:
-    """The neighbours of every position of int64 (lanes, rows, columns); start (lanes,) stands before the first one."""
-    w, ww, n, nw, ne = (np.empty_like(tiles) for _ in range(5))
-    w[:, :, 1:] = tiles[:, :, :-1]
-    w[:, 1:, 0] = tiles[:, :-1, 0]
-    w[:, 0, 0] = start
-    n[:, 1:] = tiles[:, :-1]
-    n[:, 0] = w[:, 0]
-    ww[:, :, 1:] = w[:, :, :-1]
-    ww[:, :, 0] = w[:, :, 0]
-    nw[:, :, 1:] = n[:, :, :-1]
-    nw[:, :, 0] = n[:, :, 0]
-    ne[:, :, :-1] = n[:, :, 1:]
-    ne[:, :, -1] = n[:, :, -1]
-    nw[:, 0] = ne[:, 0] = w[:, 0]
-    return Neighbours(w, ww, n, nw, ne)
+class _Choice(NamedTuple):
+    """How a channel is coded, and what that costs by the tables, in 1/256 bit."""
+
+    mode: int
+    f: int
+    g: int
+    centre: int
+    cost: int
 
 
-def median(w: Ints, n: Ints, nw: Ints) -> Ints:
-    """The median of W, N and W + N - NW."""
-    low, high = np.minimum(w, n), np.maximum(w, n)
-    result: Ints = np.clip(w + n - nw, low, high)
-    return result
+def _fit(channel: Ints, plan: TilePlan, bits: int, before: tuple[Ints, Ints] | None) -> tuple[_Choice, int]:
+    """The cheapest for one channel (h, w), and what it saves by the frame before.
 
-
-def activity(w: Ints, ww: Ints, n: Ints, ne: Ints) -> Ints:
-    """The weighted sum of the neighbours' absolute errors."""
-    return 2 * w + ww + 2 * n + ne
-
-
-def _errors(tiles: Ints, mode: Ints, centre: Ints, bits: int) -> Ints:
-    """Errors against the prediction, int64 (lanes, rows, columns); mode, centre (lanes,)."""
-    near = neighbours(tiles, centre)
-    predicted = np.where((mode == PREDICTED)[:, None, None], median(near.w, near.n, near.nw), centre[:, None, None])
-    half = 1 << (bits - 1)
-    return ((tiles - predicted + half) & (2 * half - 1)) - half
-
-
-def _levels(errors: Ints, mode: Ints) -> Ints:
-    near = neighbours(np.abs(errors), np.where(mode == PREDICTED, model.START_ERROR, 0))
-    return model.level(activity(near.w, near.ww, near.n, near.ne))
-
-
-def _cut(channel: Ints, plan: TilePlan, rows: int, columns: int, which: Ints) -> Ints:
-    """Tiles of one shape out of int64 (h, w): (tiles, rows, columns)."""
-    y, x = plan.top[which, None] + np.arange(rows), plan.left[which, None] + np.arange(columns)
-    tiles: Ints = channel[y[:, :, None], x[:, None, :]]
-    return tiles
-
-
-def _fit(channel: Ints, plan: TilePlan, bits: int) -> tuple[int, int, int, int]:
-    """(mode, f, g, centre) for one channel (h, w): the cheapest tables for what its symbols are."""
+    before: that frame's symbols of the channel and `around` of its errors; None in a key frame.
+    """
     counts = np.bincount(channel.reshape(-1), minlength=1 << bits)
     if counts.max() == channel.size:
-        return CONSTANT, 0, 0, int(counts.argmax())
+        return _Choice(CONSTANT, 0, 0, int(counts.argmax()), 0), 0
     centre = int(np.searchsorted(2 * np.cumsum(counts), channel.size))
-    tiles = [_cut(channel, plan, rows, columns, which) for rows, columns, which in plan.shapes()]
+    shapes = plan.shapes()
+    tiles = [cut(channel, plan, rows, columns, which) for rows, columns, which in shapes]
+    zeros = [np.zeros_like(part) for part in tiles]
+    previous = t = zeros
+    if before is not None:
+        previous, t = ([cut(b, plan, rows, columns, which) for rows, columns, which in shapes] for b in before)
 
-    def under(mode: int) -> list[tuple[Ints, Ints]]:
-        modes = [np.full(len(t), mode) for t in tiles]
-        return [(_errors(t, m, np.full(len(t), centre), bits), m) for t, m in zip(tiles, modes, strict=True)]
+    def under(mode: int) -> list[Ints]:
+        return [
+            errors_of(part, np.full(len(part), mode), np.full(len(part), centre), bits, p)
+            for part, p in zip(tiles, previous, strict=True)
+        ]
 
-    def size(errors: list[tuple[Ints, Ints]]) -> int:
-        return sum(int(np.abs(e).sum()) for e, _ in errors)
+    def size(errors: list[Ints]) -> int:
+        return sum(int(np.abs(e).sum()) for e in errors)
+
+    def choice(mode: int, errors: list[Ints]) -> _Choice:
+        seen = np.zeros((model.LEVELS, 256), np.int64)
+        for e, sums in zip(errors, t if mode > PREVIOUS else zeros, strict=True):
+            np.add.at(seen, (levels_of(e, np.full(len(e), mode), sums), e + 128), 1)
+        cost = seen @ model.costs().T  # (levels, tables)
+        total = cost[np.arange(model.LEVELS), model.table_map()].sum(axis=2)
+        f, g = np.unravel_index(int(total.argmin()), total.shape)
+        return _Choice(mode, int(f), int(g), centre, int(total.min()))
 
     centred, predicted = under(CENTRED), under(PREDICTED)
-    mode, chosen = (PREDICTED, predicted) if size(predicted) < size(centred) else (CENTRED, centred)
-    seen = np.zeros((model.LEVELS, 256), np.int64)
-    for errors, modes in chosen:
-        np.add.at(seen, (_levels(errors, modes), errors + 128), 1)
-    cost = seen @ model.costs().T  # (levels, tables)
-    total = cost[np.arange(model.LEVELS), model.table_map()].sum(axis=2)
-    f, g = np.unravel_index(int(total.argmin()), total.shape)
-    return mode, int(f), int(g), centre
+    alone = PREDICTED if size(predicted) < size(centred) else CENTRED
+    errors = {alone: predicted if alone == PREDICTED else centred}
+    choices = [choice(alone, errors[alone])]
+    if before is not None:
+        errors[PREVIOUS] = under(PREVIOUS)
+        modes = alone + REMEMBERING, PREVIOUS, PREVIOUS + REMEMBERING
+        choices += [choice(m, errors[m - REMEMBERING if m > PREVIOUS else m]) for m in modes]
+    best = min(choices, key=lambda c: c.cost)  # the first of equals
+    return best, choices[0].cost - best.cost
 
 
 class _Encoder(NamedTuple):
@@ -157,41 +150,91 @@ def _lane_bits(errors: Ints, tables: Ints, coder: _Encoder) -> tuple[Ints, Ints]
 
 def encode(q: NDArray[np.uint8], header: StreamHeader, scales: bytes) -> bytes:
     """The payload of symbols q (uint8 (C, h, w), in range), behind `scales`."""
+    return _encode(q, header, scales, None)[0]
+
+
+def encode_frame(
+    q: NDArray[np.uint8], header: StreamHeader, scales: bytes, before: History | None
+) -> tuple[bytes, History]:
+    """A payload of coder 3, and what it leaves: a key frame without `before`, else whichever takes fewer bytes."""
+    if before is not None:
+        payload, errors, saving, lanes = _encode(q, header, scales, before)
+        if saving > TRY_BOTH_BITS * 256 * lanes:
+            return bytes([INTER]) + payload, History(q, errors)
+    alone, alone_errors, _, _ = _encode(q, header, scales, None)
+    if before is not None and len(payload) < len(alone):
+        return bytes([INTER]) + payload, History(q, errors)
+    return bytes([KEY]) + alone, History(q, alone_errors)
+
+
+def _encode(
+    q: NDArray[np.uint8], header: StreamHeader, scales: bytes, before: History | None
+) -> tuple[bytes, NDArray[np.uint8], int, int]:
+    """The payload, absolute errors, what the frame before saves in 1/256 bit, and how many lanes there are."""
     plan = plan_tiles(header)
     wide = q.astype(np.int64)
-    channels = Channels(*np.array([_fit(channel, plan, header.bits) for channel in wide], np.int64).T)
+    previous, t = (wide, wide) if before is None else (before.symbols.astype(np.int64), around(before.errors))
+    fitted = [
+        _fit(channel, plan, header.bits, None if before is None else (previous[c], t[c]))
+        for c, channel in enumerate(wide)
+    ]
+    channels = Channels(*np.array([choice[:4] for choice, _ in fitted], np.int64).T)
     coder = _encoder()
     lanes = np.empty((len(q), len(plan.top)), object)
     coded = np.flatnonzero(channels.mode != CONSTANT)
+    absolute = np.zeros(q.shape, np.uint8)
     for rows, columns, which in plan.shapes():
         if not len(coded):
             break
-        tiles = np.concatenate([_cut(wide[c], plan, rows, columns, which) for c in coded])
-        owner = np.repeat(coded, len(which))
+        tiles, old, sums = (
+            np.concatenate([cut(a[c], plan, rows, columns, which) for c in coded]) for a in (wide, previous, t)
+        )
+        owner, tile = np.repeat(coded, len(which)), np.tile(which, len(coded))
         mode, f, g = channels.mode[owner], channels.f[owner], channels.g[owner]
-        errors = _errors(tiles, mode, channels.centre[owner], header.bits)
-        levels = _levels(errors, mode)
+        errors = errors_of(tiles, mode, channels.centre[owner], header.bits, old)
+        levels = levels_of(errors, mode, np.where((mode > PREVIOUS)[:, None, None], sums, 0))
         tables = model.table_map()[f[:, None, None], g[:, None, None], levels].astype(np.int64)
         values, widths = _lane_bits(errors.reshape(len(tiles), -1), tables.reshape(len(tiles), -1), coder)
         for lane in range(len(tiles)):
-            lanes[owner[lane], which[lane % len(which)]] = pack_bits(values[lane], widths[lane])
+            lanes[owner[lane], tile[lane]] = pack_bits(values[lane], widths[lane])
+        paste(absolute, owner, plan, tile, np.abs(errors))
     used = lanes[coded].reshape(-1)
     sizes = np.zeros(lanes.shape, np.int64)
     sizes[coded] = np.array([len(lane) for lane in used], np.int64).reshape(len(coded), sizes.shape[1])
-    return scales + pack_head(channels, sizes, header.bits) + b"".join(used)
+    payload = scales + pack_head(channels, sizes, header.bits) + b"".join(used)
+    return payload, absolute, sum(saving for _, saving in fitted), len(used)
 
 
 def decode(payload: bytes, header: StreamHeader) -> NDArray[np.uint8]:
     """The symbols of a payload: uint8 (C, h, w)."""
     plan = plan_tiles(header)
-    return _symbols(unpack_context(payload, header, plan), payload, header, plan)
+    return _frame(unpack_context(payload, header, plan), payload, header, plan).symbols
 
 
 def decode_floats(payload: bytes, header: StreamHeader, out: NDArray[np.float32]) -> None:
     """The dequantised latent of a payload, into out (C, h, w)."""
     plan = plan_tiles(header)
     parts = unpack_context(payload, header, plan)
-    rows = _symbols(parts, payload, header, plan).reshape(len(parts.lo), -1).astype(np.intp)
+    _to_floats(_frame(parts, payload, header, plan), parts, header, out)
+
+
+def decode_frame(
+    payload: bytes, header: StreamHeader, before: History | None, out: NDArray[np.float32] | None = None
+) -> History:
+    """The symbols and errors of a payload of coder 3; into `out`, where given, the dequantised latent.
+
+    before: of the frame before; it is there where the payload is not a key frame.
+    """
+    plan, key = plan_tiles(header), is_key(payload, header)
+    parts = unpack_context(payload[1:], header, plan, not key)
+    found = _frame(parts, payload[1:], header, plan, None if key else before)
+    if out is not None:
+        _to_floats(found, parts, header, out)
+    return found
+
+
+def _to_floats(found: History, parts: ContextPayload, header: StreamHeader, out: NDArray[np.float32]) -> None:
+    rows = found.symbols.reshape(len(parts.lo), -1).astype(np.intp)
     out.reshape(rows.shape)[:] = np.take_along_axis(symbol_values(header, parts.lo, parts.hi), rows, axis=1)
 
 
@@ -219,10 +262,17 @@ class _Lanes:
         return (error ^ 128) - 128
 
 
-def _symbols(parts: ContextPayload, payload: bytes, header: StreamHeader, plan: TilePlan) -> NDArray[np.uint8]:
+def _frame(
+    parts: ContextPayload, payload: bytes, header: StreamHeader, plan: TilePlan, before: History | None = None
+) -> History:
     channels = parts.channels
-    out = np.empty(header.latent_shape, np.uint8)
-    out[:] = channels.centre[:, None, None]
+    found = History(np.empty(header.latent_shape, np.uint8), np.zeros(header.latent_shape, np.uint8))
+    found.symbols[:] = channels.centre[:, None, None]
+    previous = t = np.zeros(header.latent_shape, np.int64)
+    if before is not None:
+        previous, t = before.symbols.astype(np.int64), around(before.errors)
+        previous[prediction(channels.mode) != PREVIOUS] = 0
+        t[channels.mode <= PREVIOUS] = 0
     padded = np.frombuffer(payload + bytes(8), np.uint8).astype(np.int64)
     words = padded[:-2] | padded[1:-1] << 8 | padded[2:] << 16
     coded = np.flatnonzero(channels.mode != CONSTANT)
@@ -234,20 +284,27 @@ def _symbols(parts: ContextPayload, payload: bytes, header: StreamHeader, plan: 
         end = at + 8 * parts.sizes[owner, tile]
         tables = model.table_map()[channels.f[owner], channels.g[owner]].astype(np.int64)
         lanes = _Lanes(words, at, end, tables)
-        tiles = _decode_tiles(lanes, rows, columns, channels.mode[owner], channels.centre[owner], header.bits)
+        old, sums = (np.concatenate([cut(a[c], plan, rows, columns, which) for c in coded]) for a in (previous, t))
+        tiles = _decode_tiles(lanes, channels.mode[owner], channels.centre[owner], header.bits, old, sums)
         bad = np.flatnonzero(~_ends_well(lanes, words, end))
         if len(bad):
-            c, t = int(owner[bad[0]]), int(tile[bad[0]])
-            raise InputError(f"payload damaged: tile {t} of channel {c} does not end where its length says")
-        y, x = plan.top[tile, None] + np.arange(rows), plan.left[tile, None] + np.arange(columns)
-        out[owner[:, None, None], y[:, :, None], x[:, None, :]] = tiles
-    return out
+            c, i = int(owner[bad[0]]), int(tile[bad[0]])
+            raise InputError(f"payload damaged: tile {i} of channel {c} does not end where its length says")
+        for planes, part in zip(found, tiles, strict=True):
+            paste(planes, owner, plan, tile, part)
+    return found
 
 
-def _decode_tiles(lanes: _Lanes, rows: int, columns: int, mode: Ints, centre: Ints, bits: int) -> NDArray[np.uint8]:
-    count = len(mode)
-    tiles = np.empty((count, rows, columns), np.uint8)
-    start = np.where(mode == PREDICTED, model.START_ERROR, 0)
+def _decode_tiles(lanes: _Lanes, mode: Ints, centre: Ints, bits: int, previous: Ints, t: Ints) -> tuple[Ints, Ints]:
+    """Symbols and absolute errors, (lanes, rows, columns) both.
+
+    previous, t: of the frame before, as they: symbols, 0 where they do not predict, and what `around` says, 0 where no
+    tables follow it.
+    """
+    count, rows, columns = previous.shape
+    tiles, errors = (np.empty((count, rows, columns), np.int64) for _ in range(2))
+    predicted = prediction(mode) == PREDICTED
+    start = start_errors(mode)
     # Symbols and absolute errors of the row above and of this one.
     above, here = (np.empty((columns, count), np.int64) for _ in range(2))
     above_error, here_error = (np.empty((columns, count), np.int64) for _ in range(2))
@@ -259,14 +316,15 @@ def _decode_tiles(lanes: _Lanes, rows: int, columns: int, mode: Ints, centre: In
             ne_error = above_error[min(x + 1, columns - 1)] if y else w_error
             if not y:
                 nw = w
-            error = lanes.step(model.level(activity(w_error, ww_error, n_error, ne_error)))
-            predicted = np.where(mode == PREDICTED, median(w, n, nw), centre)
-            symbol = (predicted + error) & ((1 << bits) - 1)
-            tiles[:, y, x] = symbol
+            error = lanes.step(model.level(activity(w_error, ww_error, n_error, ne_error) + t[:, y, x]))
+            # Where the frame before predicts, centre is 0.
+            expected = np.where(predicted, median(w, n, nw), centre) + previous[:, y, x]
+            symbol = (expected + error) & ((1 << bits) - 1)
             nw, w, ww_error, w_error = n, symbol, w_error, np.abs(error)
+            tiles[:, y, x], errors[:, y, x] = symbol, w_error
             here[x], here_error[x] = symbol, w_error
         above, here, above_error, here_error = here, above, here_error, above_error
-    return tiles
+    return tiles, errors
 
 
 def _ends_well(lanes: _Lanes, words: Ints, end: Ints) -> NDArray[np.bool_]:

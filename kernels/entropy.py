@@ -3,6 +3,9 @@
 decode_latent is the server's hot step: the native decoder writes int2float's result straight into the caller's float
 buffer. The NumPy references are entropy_reference.py (Huffman) and context_reference.py, the C++ is kernels/native/;
 all follow docs/format.md, and give the same bytes and the same floats.
+
+Each call stands alone: of a stream of coder "inter" this writes and reads key frames. frames.py has the coders that
+go through a whole stream.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bitstream.header import StreamHeader
+from ..bitstream.context_payload import KEY, is_key
+from ..bitstream.header import TILED_CODERS, StreamHeader
 from ..bitstream.payload import pack_scales, scale_count, unpack_scales
 from ..errors import ArtifactError, InputError, UsageError
 from . import context_reference, entropy_reference
@@ -27,20 +31,24 @@ def encode_latent(z: NDArray[np.float32], header: StreamHeader, implementation: 
     z: float32 (C, h, w), the header's latent shape. Returns the frame's payload.
     Raises InputError for NaN or infinity, ArtifactError for another shape.
     """
+    return encode_symbols(*to_symbols(z, header, implementation), implementation)
+
+
+def to_symbols(
+    z: NDArray[np.float32], header: StreamHeader, implementation: Implementation = "auto"
+) -> tuple[NDArray[np.uint8], StreamHeader, Range | None, Range | None]:
+    """What `encode_symbols` takes for a latent: its symbols (float2int), the header, and lo and hi. Raises as above."""
     _check_shape(z, header)
     z = np.ascontiguousarray(z, np.float32)
     if header.scaling.mode == "codebook":
-        q = quantize_codebook(z, header.scaling.centres, implementation)
-        return encode_symbols(q, header, implementation=implementation)
+        return quantize_codebook(z, header.scaling.centres, implementation), header, None, None
     if header.scaling.mode == "fixed":
-        q = quantize(z, header.bits, header.scaling.lo, header.scaling.hi, implementation)
-        return encode_symbols(q, header, implementation=implementation)
+        return quantize(z, header.bits, header.scaling.lo, header.scaling.hi, implementation), header, None, None
     axes = None if header.scaling.mode == "tensor" else (1, 2)
     lo, hi = z.min(axis=axes), z.max(axis=axes)
     if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
         raise not_finite(z)
-    q = quantize(z, header.bits, lo, hi, implementation)
-    return encode_symbols(q, header, lo, hi, implementation)
+    return quantize(z, header.bits, lo, hi, implementation), header, lo, hi
 
 
 def encode_symbols(
@@ -59,28 +67,38 @@ def encode_symbols(
     Returns the frame's payload. Raises InputError for a symbol out of range, ArtifactError for another shape,
     UsageError for a range with fixed scaling or a codebook, or none without.
     """
-    _check_shape(q, header)
-    check_symbols(q, header.bits, header.levels)
-    scales = _scales(header, lo, hi)
-    q = np.ascontiguousarray(q)
+    q, scales = checked(q, header, lo, hi)
     native = choose(implementation)
     payload: bytes
     if native is None:
         payload = _reference(header).encode(q, header, scales)
-    elif header.coder == "context":
+    elif header.coder in TILED_CODERS:
         payload = native.context_encode(q, header.bits, *header.tile, scales)
     else:
         segments = q.shape[0] if header.coder == "huffman-channel" else 1
         payload = native.encode(q.reshape(-1), segments, header.lane_symbols, scales)
-    return payload
+    return bytes([KEY]) + payload if header.coder == "inter" else payload
+
+
+def checked(
+    q: NDArray[np.uint8], header: StreamHeader, lo: Range | None, hi: Range | None
+) -> tuple[NDArray[np.uint8], bytes]:
+    """Symbols in one piece, and the bytes of their range. Raises what `encode_symbols` says."""
+    _check_shape(q, header)
+    check_symbols(q, header.bits, header.levels)
+    return np.ascontiguousarray(q), _scales(header, lo, hi)
 
 
 def decode_symbols(
     payload: bytes, header: StreamHeader, implementation: Implementation = "auto", threads: int = 1
 ) -> NDArray[np.uint8]:
-    """The symbols of a payload: uint8 (C, h, w). Raises InputError for a damaged payload."""
+    """The symbols of a payload: uint8 (C, h, w).
+
+    Raises InputError for a damaged payload, and for a frame that refers to another.
+    """
     native = choose(implementation)
-    _check_threads(threads)
+    check_threads(threads)
+    payload = _alone(payload, header)
     q: NDArray[np.uint8]
     if native is None:
         q = _reference(header).decode(payload, header)
@@ -103,11 +121,13 @@ def decode_latent(
     anything after an error.
     threads: how many share the lanes (native; the NumPy reference uses one); 1 starts none.
 
-    Raises InputError for a damaged payload, ArtifactError for an `out` that does not fit.
+    Raises InputError for a damaged payload, and for a frame that refers to another; ArtifactError for an `out` that
+    does not fit.
     """
     out = float_buffer(out, header.latent_shape)
     native = choose(implementation)
-    _check_threads(threads)
+    check_threads(threads)
+    payload = _alone(payload, header)
     if native is None:
         _reference(header).decode_floats(payload, header, out)
     else:
@@ -120,11 +140,22 @@ def payload_range(payload: bytes, header: StreamHeader) -> tuple[NDArray[np.floa
 
     Both are 0 with a codebook.
     """
-    return unpack_scales(payload, header)
+    is_key(payload, header)  # raises for a first byte that is damaged
+    return unpack_scales(payload[header.coder == "inter" :], header)
+
+
+def _alone(payload: bytes, header: StreamHeader) -> bytes:
+    """The payload of a frame that refers to no other, without coder 3's first byte."""
+    if not is_key(payload, header):
+        raise InputError(
+            "this frame refers to the frame before it, and cannot be decoded alone",
+            hint="decode the frames from a key frame on, in order, with latentseg.kernels.frames.FrameDecoder",
+        )
+    return payload[1:] if header.coder == "inter" else payload
 
 
 def _reference(header: StreamHeader) -> ModuleType:
-    return context_reference if header.coder == "context" else entropy_reference
+    return context_reference if header.coder in TILED_CODERS else entropy_reference
 
 
 def _run_native(
@@ -137,7 +168,7 @@ def _run_native(
 ) -> None:
     scaling = native_scaling(header)
     try:
-        if header.coder == "context":
+        if header.coder in TILED_CODERS:
             decode = getattr(native, f"context_{function}")
             decode(bytes(payload), *header.latent_shape, header.bits, *scaling, *header.tile, out, threads)
         else:
@@ -171,6 +202,6 @@ def _check_shape(array: NDArray, header: StreamHeader) -> None:
         )
 
 
-def _check_threads(threads: int) -> None:
+def check_threads(threads: int) -> None:
     if threads < 1:
         raise UsageError(f"{threads} threads, expected 1 or more")

@@ -10,6 +10,8 @@ import struct
 import zlib
 from fractions import Fraction
 
+# A frame's symbols, and the |e| that they were coded with; both in raster order.
+Planes = tuple[list[int], list[int]]
 Frame = tuple[int, int, list[int], list[tuple[float, float]], list[float]]
 
 
@@ -22,13 +24,15 @@ def decode(stream: bytes) -> list[Frame]:
     shape = c, h, w = struct.unpack_from("<3I", stream, 16)
     lo, hi = struct.unpack_from("<2f", stream, 44)
     lane, rows, columns, zero = struct.unpack_from("<IHHI", stream, 52)
-    assert (coder, rows, columns) == (1, 0, 0) or (coder, dictionary, rows * columns) == (2, 0, lane)
+    assert (coder, rows, columns) == (1, 0, 0) or (dictionary, rows * columns) == (0, lane)
+    assert coder in (1, 2, 3)
     assert zero == 0
     at = 200
     centres = codebook(stream, at, bits) if scaling == 3 else []
     assert int.from_bytes(stream[14:16], "little") == len(centres)
     at += 2 * (4 * len(centres) + 4) if centres else 0
     frames = []
+    old: Planes | None = None
     while at < len(stream):
         marker, index, time, size, crc, header_crc = struct.unpack_from("<4sIqIII", stream, at)
         assert marker == b"\xabLSF"
@@ -36,6 +40,10 @@ def decode(stream: bytes) -> list[Frame]:
         payload = stream[at + 28 : at + 28 + size]
         assert crc == zlib.crc32(payload)
         at += 28 + size
+        if coder == 3:
+            kind, payload = payload[0], payload[1:]
+            assert kind == 0 or (kind == 1 and old)
+            old = old if kind else None
         pairs = (1, c, 0, 0)[scaling]
         both = struct.unpack_from(f"<{2 * pairs}f", payload)
         fixed = [(lo, hi)] if scaling == 2 else []
@@ -43,7 +51,8 @@ def decode(stream: bytes) -> list[Frame]:
         if coder == 1:
             symbols = huffman(payload, 8 * pairs, *((c, h * w) if dictionary else (1, c * h * w)), lane)
         else:
-            symbols = context(payload, 8 * pairs, shape, bits, rows, columns)
+            symbols, sizes = context(payload, 8 * pairs, shape, bits, rows, columns, old)
+            old = (symbols, sizes) if coder == 3 else None
         values = [centres[min(q, len(centres) - 1)] for q in symbols] if centres else []
         frames.append((index, time, symbols, ranges, values))
     return frames
@@ -133,7 +142,7 @@ def huffman(payload: bytes, p: int, runs: int, length: int, lane: int) -> list[i
     return symbols
 
 
-# --- coder 2 ----------------------------------------------------------------------------------------------------------
+# --- coders 2 and 3 ---------------------------------------------------------------------------------------------------
 
 Q = (65536, 77936, 92682, 110218)
 P = (60097, 71468, 84990, 101070)
@@ -210,7 +219,10 @@ class Head:
         return -(v + 1) // 2 if v % 2 else v // 2
 
 
-def context(payload: bytes, p: int, shape: tuple[int, int, int], n: int, rows: int, columns: int) -> list[int]:
+def context(
+    payload: bytes, p: int, shape: tuple[int, int, int], n: int, rows: int, columns: int, old: Planes | None = None
+) -> Planes:
+    """Symbols and |e|. old: of the frame before, where this one refers to it."""
     c, h, w = shape
     head = Head(payload[p:])
     mode, f, g, centre = 1, 16, 16, 2 ** (n - 1)
@@ -220,8 +232,9 @@ def context(payload: bytes, p: int, shape: tuple[int, int, int], n: int, rows: i
         if mode:
             f += head.number(0)
             g += head.number(0)
-        centre += head.number(0)
-        assert mode in (0, 1, 2)
+        if mode not in (3, 6):
+            centre += head.number(0)
+        assert mode in (range(7) if old else range(3))
         assert 0 <= min(f, g) <= max(f, g) < 48
         assert 0 <= centre < 2**n
         channels.append((mode, f, g, centre))
@@ -235,20 +248,45 @@ def context(payload: bytes, p: int, shape: tuple[int, int, int], n: int, rows: i
     p += head.used // 8
     lengths = iter(size for channel in sizes[1:] for size in channel)
     symbols: list[int] = []
-    for mode, f, g, centre in channels:
+    errors: list[int] = []
+    for channel, (mode, f, g, centre) in enumerate(channels):
         plane = [[centre] * w for _ in range(h)]
+        plane_errors = [[0] * w for _ in range(h)]
+        old_symbols, old_errors = ([part[channel * h * w :][y * w :][:w] for y in range(h)] for part in old or ([], []))
         for top, left, tile_rows, tile_columns in tiles if mode else []:
             size = next(lengths)
-            tile = context_lane(payload[p : p + size], mode, f, g, centre, n, tile_rows, tile_columns)
+            outer: list[list[tuple[int, int]]] = [[(0, 0)] * tile_columns for _ in range(tile_rows)]
+            if mode > 2:
+                span = range(left, left + tile_columns)
+                outer = [
+                    [(old_symbols[y][x], about(old_errors, y, x) if mode > 3 else 0) for x in span]
+                    for y in range(top, top + tile_rows)
+                ]
+            tile = context_lane(payload[p : p + size], mode - 3 * (mode > 3), f, g, centre, n, outer)
             p += size
-            for y, line in enumerate(tile):
+            for y, (line, line_errors) in enumerate(zip(*tile, strict=True)):
                 plane[top + y][left : left + tile_columns] = line
+                plane_errors[top + y][left : left + tile_columns] = line_errors
         symbols += [symbol for line in plane for symbol in line]
+        errors += [error for line in plane_errors for error in line]
     assert p == len(payload)
-    return symbols
+    return symbols, errors
 
 
-def context_lane(lane: bytes, mode: int, f: int, g: int, centre: int, n: int, rows: int, columns: int) -> list:
+def about(errors: list[list[int]], y: int, x: int) -> int:
+    """t, of the |e| of the frame before."""
+    here = errors[y][x]
+    total = 2 * here
+    for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+        total += errors[v][u] if 0 <= v < len(errors) and 0 <= u < len(errors[0]) else here
+    return min(total, 255)
+
+
+def context_lane(
+    lane: bytes, mode: int, f: int, g: int, centre: int, n: int, outer: list[list[tuple[int, int]]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Symbols and |e| of a tile. mode: what predicts. outer: (O, t) of each place, where the frame before is used."""
+    rows, columns = len(outer), len(outer[0])
     bits = int.from_bytes(lane, "little")
     used = 0
 
@@ -263,9 +301,10 @@ def context_lane(lane: bytes, mode: int, f: int, g: int, centre: int, n: int, ro
     for y in range(rows):
         for x in range(columns):
             west, _, north, north_west, _ = neighbours(symbols, y, x, columns, centre)
-            p = centre if mode == 1 else statistics.median((west, north, west + north - north_west))
-            e_w, e_ww, e_n, _, e_ne = neighbours(sizes, y, x, columns, 0 if mode == 1 else 8)
-            token, fresh, base = context_table(table_number(f, g, 2 * e_w + e_ww + 2 * e_n + e_ne))[state]
+            old, t = outer[y][x]
+            p = {1: centre, 2: statistics.median((west, north, west + north - north_west)), 3: old}[mode]
+            e_w, e_ww, e_n, _, e_ne = neighbours(sizes, y, x, columns, 8 if mode == 2 else 0)
+            token, fresh, base = context_table(table_number(f, g, 2 * e_w + e_ww + 2 * e_n + e_ne + t))[state]
             state = base + read(fresh)
             if token is ESCAPE:
                 token = (read(8) + 128) % 256 - 128
@@ -274,7 +313,7 @@ def context_lane(lane: bytes, mode: int, f: int, g: int, centre: int, n: int, ro
     assert state == 0
     assert 8 * len(lane) - 8 < used <= 8 * len(lane)
     assert bits >> used == 0
-    return symbols
+    return symbols, sizes
 
 
 def neighbours(a: list[list[int]], y: int, x: int, columns: int, start: int) -> tuple[int, int, int, int, int]:

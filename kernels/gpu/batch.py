@@ -74,7 +74,7 @@ def check_gpu_stream(header: StreamHeader) -> None:
     if header.coder != "context":
         raise ArtifactError(
             f"a stream of coder {header.coder}, expected context: kernels are compiled for its tiles alone",
-            hint="--backend onnxruntime, or encode it anew: latentseg encode --coder context",
+            hint="--backend onnxruntime, or encode the source again with --key-interval 1 (coder context)",
         )
 
 

@@ -17,8 +17,9 @@ static_assert(std::endian::native == std::endian::little, "the loads below are w
 
 namespace {
 
-// The activity and 1 are at most 6 * 128 + 1, their square less than 2^20.
-constexpr int kExponents = 20;
+// The activity, the sum about the place in the frame before and 1 are at most 6 * 128 + 255 + 1, their square 2^20.
+constexpr int kExponents = 21;
+static_assert(6 * 128 + kMostAround + 1 <= 1 << 10);
 constexpr int kRoom = 8;  // bytes that loads may touch behind a lane, and the transposition behind a row
 
 struct Lane {
@@ -49,12 +50,13 @@ void to_steps(std::vector<float> &ranges, int bits) {
     for (size_t i = 0; i < ranges.size(); i += 2) ranges[i + 1] = (ranges[i + 1] - ranges[i]) / levels;
 }
 
-Plan make_plan(const uint8_t *payload, size_t size, const TileGeometry &g) {
+// refers: whether there are the modes of frames that refer to another.
+Plan make_plan(const uint8_t *payload, size_t size, const TileGeometry &g, bool refers = false) {
     Plan plan;
     size_t at = 0;
     plan.ranges = read_ranges(payload, size, g, at);
     HeadReader reader(payload, size, at);
-    plan.channels = read_channels(reader, g.channels, g.bits);
+    plan.channels = read_channels(reader, g.channels, g.bits, refers ? remembering(Mode::previous) : Mode::predicted);
 
     const size_t down = (g.height + g.rows - 1) / g.rows, across = (g.width + g.columns - 1) / g.columns;
     size_t coded = 0;
@@ -103,7 +105,14 @@ struct Scratch {
     std::vector<uint8_t> bits;             // a group's lanes, one behind the other
     std::vector<uint8_t> symbols, errors;  // [column][lane], of the row above and, where it has come, of this one
     std::vector<uint8_t> lines;            // [lane][column]
+    std::vector<uint8_t> previous, around;  // [column][lane], of the frame before
     Group group;
+};
+
+// Coder 3's planes of this frame and of the one before; the latter's are null in a key frame, all under coder 2.
+struct Planes {
+    uint8_t *symbols = nullptr, *errors = nullptr;
+    History before{nullptr, nullptr};
 };
 
 inline uint32_t load32(const uint8_t *p) {
@@ -112,10 +121,10 @@ inline uint32_t load32(const uint8_t *p) {
     return v;
 }
 
-// Eight lanes' symbols of eight columns: in[column] holds a lane a byte, out[lane] will hold a column a byte.
-inline void transpose8(const uint8_t *in, uint8_t *out, size_t stride) {
+// Eight rows of eight bytes, turned.
+inline void transpose8(const uint8_t *in, size_t in_stride, uint8_t *out, size_t out_stride) {
     uint64_t v[8];
-    for (int i = 0; i < 8; ++i) std::memcpy(v + i, in + i * kLanes, 8);
+    for (size_t i = 0; i < 8; ++i) std::memcpy(v + i, in + i * in_stride, 8);
     const auto swap = [&v](int step, int shift, uint64_t mask) {
         for (int i = 0; i < 8; ++i) {
             if (i & step) continue;
@@ -127,7 +136,20 @@ inline void transpose8(const uint8_t *in, uint8_t *out, size_t stride) {
     swap(4, 32, 0x00000000ffffffffu);
     swap(2, 16, 0x0000ffff0000ffffu);
     swap(1, 8, 0x00ff00ff00ff00ffu);
-    for (int i = 0; i < 8; ++i) std::memcpy(out + static_cast<size_t>(i) * stride, v + i, 8);
+    for (size_t i = 0; i < 8; ++i) std::memcpy(out + i * out_stride, v + i, 8);
+}
+
+// [column][lane] to [lane][column], and back; of `count` lanes, in steps of eight.
+void to_lines(const uint8_t *columns_of, size_t columns, size_t count, uint8_t *lines, size_t stride) {
+    for (size_t k = 0; k < count; k += 8)
+        for (size_t c = 0; c < columns; c += 8)
+            transpose8(columns_of + c * kLanes + k, kLanes, lines + k * stride + c, stride);
+}
+
+void from_lines(const uint8_t *lines, size_t stride, size_t columns, size_t count, uint8_t *columns_of) {
+    for (size_t k = 0; k < count; k += 8)
+        for (size_t c = 0; c < columns; c += 8)
+            transpose8(lines + k * stride + c, stride, columns_of + c * kLanes + k, kLanes);
 }
 
 LATENTSEG_CLONES void to_values(const uint8_t *line, size_t n, float step, float lo, float *out) {
@@ -139,6 +161,12 @@ struct SymbolSink {
     uint8_t *out;
     void put(const uint8_t *line, size_t n, uint32_t, size_t at) const { std::copy_n(line, n, out + at); }
     void fill(uint8_t symbol, size_t n, size_t, size_t at) const { std::fill_n(out + at, n, symbol); }
+};
+
+// The planes of coder 3 take symbols as they are.
+struct NoSink {
+    void put(const uint8_t *, size_t, size_t, size_t) const {}
+    void fill(uint8_t, size_t, size_t, size_t) const {}
 };
 
 struct FloatSink {
@@ -180,7 +208,7 @@ void start(const uint8_t *payload, const Plan &plan, const Batch &batch, Scratch
             std::memcpy(s.bits.data() + at, payload + lanes[k].offset, bytes);
             used += bytes;
         }
-        const bool predicted = channel.mode == Mode::predicted;
+        const bool predicted = prediction(channel.mode) == Mode::predicted;
         group.at[k] = 8 * at;
         group.limit[k] = 8 * (at + bytes) + 1;
         group.predicted[k] = predicted ? -1 : 0;
@@ -204,25 +232,66 @@ bool ends_well(const Group &group, const uint8_t *bits, size_t k) {
     return at == end || bits[at / 8] >> at % 8 == 0;
 }
 
+// What the frame before has for one row of a batch.
+void recall(const Plan &plan, const TileGeometry &g, const Batch &batch, size_t row, const History &before,
+            size_t stride, Scratch &s) {
+    const auto [lanes, count] = batch;
+    const size_t columns = lanes[0].columns;
+    const auto gather = [&](std::vector<uint8_t> &to, const auto &wanted, const auto &fill) {
+        bool any = false;
+        for (size_t k = 0; k < count; ++k) {
+            uint8_t *line = s.lines.data() + k * stride;
+            const bool this_one = wanted(plan.channels[lanes[k].channel].mode);
+            any |= this_one;
+            if (this_one)
+                fill(lanes[k], line);
+            else
+                std::memset(line, 0, columns);
+        }
+        if (any)
+            from_lines(s.lines.data(), stride, columns, count, to.data());
+        else if (row == 0)
+            std::memset(to.data(), 0, columns * kLanes);
+    };
+    gather(s.previous, [](Mode mode) { return prediction(mode) == Mode::previous; },
+           [&](const Lane &lane, uint8_t *line) {
+               std::memcpy(line, before.symbols + lane.first + row * g.width, columns);
+           });
+    gather(s.around, remembers, [&](const Lane &lane, uint8_t *line) {
+        const size_t at = lane.first + row * g.width, left = at % g.width, y = at / g.width % g.height;
+        const uint8_t *here = before.errors + (at - left);
+        sum_around(here, y ? here - g.width : here, y + 1 < g.height ? here + g.width : here, g.width, left, columns,
+                   line);
+    });
+}
+
 // Returns the number of a damaged lane, or SIZE_MAX.
 template <class Sink>
 size_t decode_batch(const uint8_t *payload, const Plan &plan, const TileGeometry &g, const Batch &batch,
-                    const Sink &sink, Scratch &s) {
+                    const Sink &sink, const Planes &planes, Scratch &s) {
     const auto [lanes, count] = batch;
     const size_t columns = lanes[0].columns, stride = (columns + 7) / 8 * 8;
-    const DecodeRow decode_row = best_decode_row();
+    const bool refers = planes.before.symbols != nullptr;
+    const DecodeRow decode_row = best_decode_row(refers);
     const uint32_t *decoding = context_model().decoding;
     start(payload, plan, batch, s);
     for (size_t r = 0; r < lanes[0].rows; ++r) {
         // What lies above right of the last column.
         if (r) std::memcpy(s.errors.data() + columns * kLanes, s.errors.data() + (columns - 1) * kLanes, kLanes);
+        if (refers) recall(plan, g, batch, r, planes.before, stride, s);
         decode_row(s.group, s.bits.data(), decoding, s.symbols.data(), s.errors.data(), static_cast<int>(columns),
-                   r == 0, (1 << g.bits) - 1);
-        for (size_t k = 0; k < count; k += 8)
-            for (size_t c = 0; c < columns; c += 8)
-                transpose8(s.symbols.data() + c * kLanes + k, s.lines.data() + k * stride + c, stride);
-        for (size_t k = 0; k < count; ++k)
-            sink.put(s.lines.data() + k * stride, columns, lanes[k].channel, lanes[k].first + r * g.width);
+                   r == 0, (1 << g.bits) - 1, s.previous.data(), s.around.data());
+        if (planes.symbols) {
+            to_lines(s.errors.data(), columns, count, s.lines.data(), stride);
+            for (size_t k = 0; k < count; ++k)
+                std::memcpy(planes.errors + lanes[k].first + r * g.width, s.lines.data() + k * stride, columns);
+        }
+        to_lines(s.symbols.data(), columns, count, s.lines.data(), stride);
+        for (size_t k = 0; k < count; ++k) {
+            const uint8_t *line = s.lines.data() + k * stride;
+            if (planes.symbols) std::memcpy(planes.symbols + lanes[k].first + r * g.width, line, columns);
+            sink.put(line, columns, lanes[k].channel, lanes[k].first + r * g.width);
+        }
     }
     size_t bad = SIZE_MAX;
     for (size_t k = 0; k < count; ++k)
@@ -231,10 +300,16 @@ size_t decode_batch(const uint8_t *payload, const Plan &plan, const TileGeometry
 }
 
 template <class Sink>
-void run(const uint8_t *payload, const Plan &plan, const TileGeometry &g, const Sink &sink, int threads) {
+void run(const uint8_t *payload, const Plan &plan, const TileGeometry &g, const Sink &sink, int threads,
+         const Planes &planes = {}) {
     const size_t n = g.height * g.width;
-    for (size_t c = 0; c < g.channels; ++c)
-        if (plan.channels[c].mode == Mode::constant) sink.fill(plan.channels[c].centre, n, c, c * n);
+    for (size_t c = 0; c < g.channels; ++c) {
+        if (plan.channels[c].mode != Mode::constant) continue;
+        sink.fill(plan.channels[c].centre, n, c, c * n);
+        if (!planes.symbols) continue;
+        std::fill_n(planes.symbols + c * n, n, plan.channels[c].centre);
+        std::fill_n(planes.errors + c * n, n, uint8_t{0});
+    }
 
     const size_t columns = std::min(g.columns, g.width);
     size_t most = 0;
@@ -247,12 +322,32 @@ void run(const uint8_t *payload, const Plan &plan, const TileGeometry &g, const 
     for (Scratch &s : scratch) {
         s.bits.resize(most + kRoom);
         s.symbols.resize((columns + kRoom) * kLanes);
-        s.errors.resize((columns + 2) * kLanes);
+        s.errors.resize((columns + kRoom) * kLanes);
         s.lines.resize((columns + kRoom) * kLanes);
+        if (!planes.before.symbols) continue;
+        s.previous.resize((columns + kRoom) * kLanes);
+        s.around.resize((columns + kRoom) * kLanes);
     }
     decode_groups(plan.batches.size(), threads, [&](size_t i, size_t worker) {
-        return decode_batch(payload, plan, g, plan.batches[i], sink, scratch[worker]);
+        return decode_batch(payload, plan, g, plan.batches[i], sink, planes, scratch[worker]);
     });
+}
+
+void decode_floats(const uint8_t *payload, Plan plan, const TileGeometry &g, float *out, int threads,
+                   const Planes &planes = {}) {
+    if (g.scaling == Scaling::codebook) {
+        run(payload, plan, g, CodebookSink{out, g.values, best_look_up(g.bits)}, threads, planes);
+        return;
+    }
+    to_steps(plan.ranges, g.bits);
+    const FloatSink sink{out, plan.ranges.data(), plan.ranges.size() > 2 ? size_t{2} : size_t{0}};
+    run(payload, plan, g, sink, threads, planes);
+}
+
+// Coder 3's first byte: whether the frame refers to the one before.
+bool refers(const uint8_t *payload, size_t size) {
+    if (!size || payload[0] > 1) damaged(size ? "first byte " + std::to_string(payload[0]) : "no bytes");
+    return payload[0] == 1;
 }
 
 }  // namespace
@@ -262,14 +357,21 @@ void context_decode_symbols(const uint8_t *payload, size_t size, const TileGeome
 }
 
 void context_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, float *out, int threads) {
-    Plan plan = make_plan(payload, size, g);
-    if (g.scaling == Scaling::codebook) {
-        run(payload, plan, g, CodebookSink{out, g.values, best_look_up(g.bits)}, threads);
-        return;
-    }
-    to_steps(plan.ranges, g.bits);
-    const FloatSink sink{out, plan.ranges.data(), plan.ranges.size() > 2 ? size_t{2} : size_t{0}};
-    run(payload, plan, g, sink, threads);
+    decode_floats(payload, make_plan(payload, size, g), g, out, threads);
+}
+
+void inter_decode_symbols(const uint8_t *payload, size_t size, const TileGeometry &g, const History &before,
+                          uint8_t *symbols, uint8_t *errors, int threads) {
+    const bool inter = refers(payload, size);
+    run(payload + 1, make_plan(payload + 1, size - 1, g, inter), g, NoSink{}, threads,
+        {symbols, errors, inter ? before : History{}});
+}
+
+void inter_decode_floats(const uint8_t *payload, size_t size, const TileGeometry &g, const History &before,
+                         uint8_t *symbols, uint8_t *errors, float *out, int threads) {
+    const bool inter = refers(payload, size);
+    decode_floats(payload + 1, make_plan(payload + 1, size - 1, g, inter), g, out, threads,
+                  {symbols, errors, inter ? before : History{}});
 }
 
 void context_lanes(const uint8_t *payload, size_t size, const TileGeometry &g, size_t at, float *ranges,

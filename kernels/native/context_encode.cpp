@@ -2,7 +2,6 @@
 #include <bit>
 #include <cstdlib>
 #include <cstring>
-#include <utility>
 
 #include "context.h"
 #include "context_head.h"
@@ -18,6 +17,9 @@ namespace {
 constexpr int kInterleave = 4;  // lanes coded side by side: each waits for its own state most of the time
 
 constexpr size_t kAhead = 2;      // W and WW of a row's first symbol
+
+// Where the tables say that a frame saves less than so many bits a lane by the frame before, both ways are tried.
+constexpr int kTryBothBits = 32;
 
 struct Tile {
     size_t top, left, rows, columns;
@@ -35,6 +37,9 @@ std::vector<Tile> cut(const TileGeometry &g) {
 struct Scratch {
     std::vector<int8_t> errors;
     std::vector<uint8_t> levels;
+    std::vector<int8_t> best_errors;   // of the way to code it that has been the cheapest so far
+    std::vector<uint8_t> best_levels;
+    std::vector<uint8_t> sums;         // about each place in the frame before, in raster order
     std::vector<uint8_t> around[2];  // symbols or |e| of two rows of a tile, with what their ends find about them
     std::vector<uint32_t> bits;      // a symbol's bits | how many << 24
 };
@@ -42,6 +47,11 @@ struct Scratch {
 // The signed residue of difference mod 2 * half.
 inline int16_t residue(int difference, int half) {
     return static_cast<int16_t>(((difference + half) & (2 * half - 1)) - half);
+}
+
+LATENTSEG_CLONES void previous_row(const uint8_t *q, const uint8_t *before, size_t n, int half,
+                                   int8_t *__restrict errors) {
+    for (size_t i = 0; i < n; ++i) errors[i] = static_cast<int8_t>(residue(q[i] - before[i], half));
 }
 
 LATENTSEG_CLONES void centred_row(const uint8_t *q, size_t n, int centre, int half,
@@ -81,18 +91,31 @@ uint64_t predict(const uint8_t *q, size_t width, const std::vector<Tile> &tiles,
     return sum;
 }
 
-LATENTSEG_CLONES void level_row(const uint8_t *here, const uint8_t *north, const uint8_t *north_east, size_t n,
-                                uint8_t *__restrict levels) {
+template <bool kRemembers>
+LATENTSEG_INLINE void find_row(const uint8_t *here, const uint8_t *north, const uint8_t *north_east,
+                               [[maybe_unused]] const uint8_t *sums, size_t n, uint8_t *__restrict levels) {
     const uint8_t *west = here - 1, *two_west = here - 2;
     for (size_t i = 0; i < n; ++i) {
-        const int m = 2 * (west[i] + north[i]) + two_west[i] + north_east[i] + 1;
+        int m = 2 * (west[i] + north[i]) + two_west[i] + north_east[i] + 1;
+        if constexpr (kRemembers) m += sums[i];
         // floor(2 log2 m) is the exponent of m * m, which a float holds exactly.
         const int exponent = (std::bit_cast<int32_t>(static_cast<float>(m * m)) >> 23) - 127;
         levels[i] = static_cast<uint8_t>(std::min(exponent, kActivityLevels - 1));
     }
 }
 
-void find_levels(const std::vector<Tile> &tiles, int start, Scratch &s) {
+LATENTSEG_CLONES void level_row(const uint8_t *here, const uint8_t *north, const uint8_t *north_east, size_t n,
+                                uint8_t *__restrict levels) {
+    find_row<false>(here, north, north_east, nullptr, n, levels);
+}
+
+LATENTSEG_CLONES void remembering_row(const uint8_t *here, const uint8_t *north, const uint8_t *north_east,
+                                      const uint8_t *sums, size_t n, uint8_t *__restrict levels) {
+    find_row<true>(here, north, north_east, sums, n, levels);
+}
+
+// sums: about each place in the frame before, or null.
+void find_levels(const std::vector<Tile> &tiles, int start, const uint8_t *sums, size_t width, Scratch &s) {
     const int8_t *e = s.errors.data();
     uint8_t *levels = s.levels.data();
     for (const Tile &t : tiles) {
@@ -102,7 +125,11 @@ void find_levels(const std::vector<Tile> &tiles, int start, Scratch &s) {
             here[-2] = here[-1] = r ? above[0] : static_cast<uint8_t>(start);
             for (size_t i = 0; i < t.columns; ++i) here[i] = static_cast<uint8_t>(e[i] < 0 ? -e[i] : e[i]);
             here[t.columns] = here[t.columns - 1];
-            level_row(here, r ? above : here - 1, r ? above + 1 : here - 1, t.columns, levels);
+            const uint8_t *north = r ? above : here - 1, *north_east = r ? above + 1 : here - 1;
+            if (sums)
+                remembering_row(here, north, north_east, sums + (t.top + r) * width + t.left, t.columns, levels);
+            else
+                level_row(here, north, north_east, t.columns, levels);
         }
     }
 }
@@ -112,8 +139,13 @@ LATENTSEG_CLONES void add_costs(const uint16_t *costs, double count, double *sum
     for (int t = 0; t < kContextTables; ++t) sums[t] += count * costs[t];
 }
 
+struct Fit {
+    int f = 0, g = 0;
+    double cost = -1;  // in 1/256 bit; a whole number
+};
+
 // The (f, g) whose tables code the errors with the fewest bits; the first of equals.
-std::pair<int, int> fit(const ContextModel &model, const Scratch &s, size_t n) {
+Fit fit(const ContextModel &model, const Scratch &s, size_t n) {
     // Two histograms, for the same reason as in put_channel.
     static constexpr int kCells = kActivityLevels * kErrors;
     std::vector<uint32_t> counts(2 * kCells);
@@ -131,15 +163,12 @@ std::pair<int, int> fit(const ContextModel &model, const Scratch &s, size_t n) {
         }
         if (any) occupied[levels++] = level;
     }
-    double least = -1;
-    std::pair<int, int> best;
+    Fit best;
     for (int f = 0; f < kSteps; ++f)
         for (int g = 0; g < kSteps; ++g) {
             double cost = 0;
             for (int i = 0; i < levels; ++i) cost += sums[occupied[i]][model.map[f][g][occupied[i]]];
-            if (least >= 0 && cost >= least) continue;
-            least = cost;
-            best = {f, g};
+            if (best.cost < 0 || cost < best.cost) best = {f, g, cost};
         }
     return best;
 }
@@ -202,6 +231,7 @@ struct Parts {
     std::vector<uint32_t> sizes;  // of each lane
     std::vector<uint8_t> lanes;
     size_t used = 0;  // of lanes, which has room behind
+    double saved = 0;  // by the frame before, in 1/256 bit
 };
 
 void put_lanes(const ContextModel &model, const uint8_t *map, const std::vector<Tile> &tiles, Scratch &s,
@@ -232,8 +262,62 @@ void put_lanes(const ContextModel &model, const uint8_t *map, const std::vector<
     }
 }
 
+// Coder 3's planes: of the frame before, null in a key frame; and absolute errors of this one, null under coder 2.
+struct Planes {
+    History before{nullptr, nullptr};
+    uint8_t *errors = nullptr;
+};
+
+// What the best of the ways to code a channel is, and the first one's cost. Leaves errors and levels of the best in s.
+struct Choice {
+    Mode mode;
+    Fit fit;
+    double first_cost;
+};
+
+// s.errors: of `alone`, which refers to no frame. before: of this channel.
+Choice choose(const ContextModel &model, const uint8_t *q, const TileGeometry &g, const std::vector<Tile> &tiles,
+              Mode alone, const History &before, Scratch &s) {
+    const size_t n = g.height * g.width;
+    const auto try_mode = [&](Mode mode) {
+        find_levels(tiles, prediction(mode) == Mode::predicted ? kStartError : 0,
+                    remembers(mode) ? s.sums.data() : nullptr, g.width, s);
+        return fit(model, s, n);
+    };
+    const Fit first = try_mode(alone);
+    Choice best{alone, first, first.cost};
+    if (!before.symbols) return best;
+
+    s.best_errors = s.errors;
+    s.best_levels = s.levels;
+    for (size_t y = 0; y < g.height; ++y) {
+        const uint8_t *here = before.errors + y * g.width;
+        sum_around(here, y ? here - g.width : here, y + 1 < g.height ? here + g.width : here, g.width, 0, g.width,
+                   s.sums.data() + y * g.width);
+    }
+    const auto consider = [&](Mode mode) {
+        const Fit found = try_mode(mode);
+        if (found.cost >= best.fit.cost) return;
+        best = {mode, found, first.cost};
+        s.best_errors = s.errors;
+        s.best_levels = s.levels;
+    };
+    consider(remembering(alone));
+    int8_t *errors = s.errors.data();
+    for (const Tile &t : tiles)
+        for (size_t r = 0; r < t.rows; ++r, errors += t.columns) {
+            const size_t at = (t.top + r) * g.width + t.left;
+            previous_row(q + at, before.symbols + at, t.columns, 1 << (g.bits - 1), errors);
+        }
+    consider(Mode::previous);
+    consider(remembering(Mode::previous));
+    s.errors.swap(s.best_errors);
+    s.levels.swap(s.best_levels);
+    return best;
+}
+
 void put_channel(const ContextModel &model, const uint8_t *q, const TileGeometry &g, const std::vector<Tile> &tiles,
-                 Scratch &s, Parts &parts) {
+                 const Planes &planes, Scratch &s, Parts &parts) {
     const size_t n = g.height * g.width;
     // Four histograms: a run of one symbol would wait for its own store otherwise.
     uint32_t part[4][256] = {}, counts[256];
@@ -243,7 +327,10 @@ void put_channel(const ContextModel &model, const uint8_t *q, const TileGeometry
         parts.channels.push_back(
             {mode, static_cast<uint8_t>(f), static_cast<uint8_t>(g), static_cast<uint8_t>(centre)});
     };
-    if (counts[q[0]] == n) return describe(Mode::constant, 0, 0, q[0]);
+    if (counts[q[0]] == n) {
+        if (planes.errors) std::fill_n(planes.errors, n, uint8_t{0});
+        return describe(Mode::constant, 0, 0, q[0]);
+    }
 
     int centre = 0;
     for (size_t until = counts[0]; 2 * until < n; until += counts[centre]) ++centre;
@@ -258,29 +345,69 @@ void put_channel(const ContextModel &model, const uint8_t *q, const TileGeometry
             for (size_t r = 0; r < t.rows; ++r, errors += t.columns)
                 centred_row(q + (t.top + r) * g.width + t.left, t.columns, centre, half, errors);
     }
-    find_levels(tiles, predicted ? kStartError : 0, s);
-    const auto [f, slope] = fit(model, s, n);
-    describe(predicted ? Mode::predicted : Mode::centred, f, slope, centre);
-    put_lanes(model, model.map[f][slope], tiles, s, parts);
+    const auto [mode, best, first_cost] =
+        choose(model, q, g, tiles, predicted ? Mode::predicted : Mode::centred, planes.before, s);
+    parts.saved += first_cost - best.cost;
+    describe(mode, best.f, best.g, centre);
+    put_lanes(model, model.map[best.f][best.g], tiles, s, parts);
+    if (!planes.errors) return;
+    const int8_t *errors = s.errors.data();
+    for (const Tile &t : tiles)
+        for (size_t r = 0; r < t.rows; ++r, errors += t.columns)
+            for (size_t i = 0; i < t.columns; ++i)
+                planes.errors[(t.top + r) * g.width + t.left + i] =
+                    static_cast<uint8_t>(errors[i] < 0 ? -errors[i] : errors[i]);
+}
+
+// Appends a frame's channels and lanes to what the payload has so far.
+Parts put_frame(const uint8_t *q, const TileGeometry &g, const Planes &planes, std::vector<uint8_t> &payload) {
+    const size_t n = g.height * g.width;
+    const std::vector<Tile> tiles = cut(g);
+    Scratch scratch;
+    scratch.errors.resize(n);
+    scratch.levels.resize(n);
+    if (planes.before.symbols) scratch.sums.resize(n);
+    for (auto &row : scratch.around) row.resize(kAhead + std::min(g.columns, g.width) + 1);
+    Parts parts;
+    for (size_t channel = 0; channel < g.channels; ++channel) {
+        Planes own;
+        if (planes.before.symbols)
+            own.before = {planes.before.symbols + channel * n, planes.before.errors + channel * n};
+        if (planes.errors) own.errors = planes.errors + channel * n;
+        put_channel(context_model(), q + channel * n, g, tiles, own, scratch, parts);
+    }
+    write_head(parts.channels, parts.sizes, tiles.size(), g.bits, payload);
+    payload.insert(payload.end(), parts.lanes.begin(), parts.lanes.begin() + static_cast<std::ptrdiff_t>(parts.used));
+    return parts;
 }
 
 }  // namespace
 
 std::vector<uint8_t> context_encode(const uint8_t *q, const TileGeometry &g, const uint8_t *scales,
                                     size_t scale_bytes) {
-    const size_t n = g.height * g.width;
-    const std::vector<Tile> tiles = cut(g);
-    Scratch scratch;
-    scratch.errors.resize(n);
-    scratch.levels.resize(n);
-    for (auto &row : scratch.around) row.resize(kAhead + std::min(g.columns, g.width) + 1);
-    Parts parts;
-    for (size_t channel = 0; channel < g.channels; ++channel)
-        put_channel(context_model(), q + channel * n, g, tiles, scratch, parts);
     std::vector<uint8_t> payload(scales, scales + scale_bytes);
-    write_head(parts.channels, parts.sizes, tiles.size(), g.bits, payload);
-    payload.insert(payload.end(), parts.lanes.begin(), parts.lanes.begin() + static_cast<std::ptrdiff_t>(parts.used));
+    put_frame(q, g, {}, payload);
     return payload;
+}
+
+std::vector<uint8_t> inter_encode(const uint8_t *q, const TileGeometry &g, const uint8_t *scales, size_t scale_bytes,
+                                  const History *before, uint8_t *errors) {
+    const auto begin = [&](uint8_t first) {
+        std::vector<uint8_t> payload{first};
+        payload.insert(payload.end(), scales, scales + scale_bytes);
+        return payload;
+    };
+    std::vector<uint8_t> inter;
+    if (before) {
+        inter = begin(1);
+        const Parts parts = put_frame(q, g, {*before, errors}, inter);
+        if (parts.saved > 256.0 * kTryBothBits * static_cast<double>(parts.sizes.size())) return inter;
+    }
+    std::vector<uint8_t> key = begin(0), key_errors(before ? g.channels * g.height * g.width : 0);
+    put_frame(q, g, {{nullptr, nullptr}, before ? key_errors.data() : errors}, key);
+    if (before && inter.size() < key.size()) return inter;
+    std::copy(key_errors.begin(), key_errors.end(), errors);
+    return key;
 }
 
 }  // namespace latentseg

@@ -1,4 +1,4 @@
-// The head of coder 2's payload: channels' parameters and lanes' lengths, as a run of bits (docs/format.md). The Python
+// The head of coders 2 and 3's payload: channels' parameters and lanes' lengths, as a run of bits (docs/format.md). The Python
 // twin is bitstream/context_payload.py.
 #pragma once
 
@@ -125,7 +125,7 @@ inline void write_head(const std::vector<Channel> &channels, const std::vector<u
             put(f, before.f);
             put(g, before.g);
         }
-        put(centre, before.centre);
+        if (prediction(mode) != Mode::previous) put(centre, before.centre);
     }
     if (!sizes.empty()) {
         const auto step = [&](size_t i) { return int64_t{sizes[i]} - (i < tiles ? 0 : int64_t{sizes[i - tiles]}); };
@@ -145,7 +145,8 @@ inline void write_head(const std::vector<Channel> &channels, const std::vector<u
     writer.finish();
 }
 
-inline std::vector<Channel> read_channels(HeadReader &reader, size_t count, int bits) {
+// last: the last mode that there is.
+inline std::vector<Channel> read_channels(HeadReader &reader, size_t count, int bits, Mode last) {
     // Each channel has at least two bits.
     if (count > 4 * reader.left()) damaged("it is too short for its channels");
     std::vector<Channel> channels(count);
@@ -160,12 +161,14 @@ inline std::vector<Channel> read_channels(HeadReader &reader, size_t count, int 
             take(now.f);
             take(now.g);
         }
-        take(now.centre);
-        if (!within(now.mode, 3) || !within(now.f, kSteps) || !within(now.g, kSteps) || !within(now.centre, 1 << bits))
+        const bool previous = prediction(static_cast<Mode>(now.mode)) == Mode::previous;
+        if (!previous) take(now.centre);
+        if (!within(now.mode, static_cast<int>(last) + 1) || !within(now.f, kSteps) || !within(now.g, kSteps) || !within(now.centre, 1 << bits))
             damaged("channel " + std::to_string(i) + " has parameters [" + std::to_string(now.mode) + ", " +
                     std::to_string(now.f) + ", " + std::to_string(now.g) + ", " + std::to_string(now.centre) + "]");
         channels[i] = {static_cast<Mode>(now.mode), static_cast<uint8_t>(constant ? 0 : now.f),
-                       static_cast<uint8_t>(constant ? 0 : now.g), static_cast<uint8_t>(now.centre)};
+                       static_cast<uint8_t>(constant ? 0 : now.g),
+                       static_cast<uint8_t>(previous ? 0 : now.centre)};
     }
     return channels;
 }

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <memory>
 
+#include "machine.h"
+
 namespace latentseg {
 
 namespace {
@@ -98,6 +100,22 @@ const ContextModel &context_model() {
         return made;
     }();
     return *model;
+}
+
+LATENTSEG_CLONES void sum_around(const uint8_t *here, const uint8_t *north, const uint8_t *south, size_t width,
+                                 size_t first, size_t n, uint8_t *sums) {
+    const auto sum = [=](size_t x, size_t west, size_t east) {
+        const auto t = static_cast<uint16_t>(2 * here[x] + north[x] + south[x] + here[west] + here[east]);
+        return static_cast<uint8_t>(std::min<uint16_t>(t, kMostAround));
+    };
+    size_t x = first, end = first + n;
+    if (x == 0 && n) {
+        *sums++ = sum(0, 0, width > 1);
+        ++x;
+    }
+    const size_t inner = std::min(end, width - 1);
+    for (; x < inner; ++x) *sums++ = sum(x, x - 1, x + 1);
+    if (x < end) *sums = sum(x, x - 1, x);
 }
 
 uint32_t context_tables_crc() {

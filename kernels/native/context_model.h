@@ -1,4 +1,4 @@
-// The model of coder 2: fixed code tables, and the rule that picks one for each symbol (docs/format.md). The Python
+// The model of coders 2 and 3: fixed code tables, and the rule that picks one for each symbol (docs/format.md). The Python
 // twin is bitstream/context_model.py; both build the same numbers.
 #pragma once
 
@@ -17,7 +17,18 @@ inline constexpr int kEscapeBits = 8;
 inline constexpr int kSymbolBits = kStateBits + kEscapeBits;  // the most that one symbol takes
 inline constexpr int kStartError = 8;  // what the first symbol of a lane finds about it in a predicted channel
 
-enum class Mode : uint8_t { constant = 0, centred = 1, predicted = 2 };
+// Of a channel. Frames that refer to the one before have those from `previous` on, too: by the symbol that it has at
+// the same place; and centred, predicted and previous with tables that follow its errors as well (kRemembering more).
+enum class Mode : uint8_t { constant = 0, centred = 1, predicted = 2, previous = 3 };
+inline constexpr int kRemembering = 3;
+inline constexpr int kMostAround = 255;  // of its errors about a place: levels beyond are one
+
+inline bool remembers(Mode mode) { return mode > Mode::previous; }
+inline Mode remembering(Mode mode) { return static_cast<Mode>(static_cast<int>(mode) + kRemembering); }
+// What predicts under a mode.
+inline Mode prediction(Mode mode) {
+    return remembers(mode) ? static_cast<Mode>(static_cast<int>(mode) - kRemembering) : mode;
+}
 
 // How to code an error: with c states of its token, from a state X in [kStates, 2 * kStates).
 struct CodingStep {
@@ -38,6 +49,12 @@ struct ContextModel {
 
 // Built at the first call.
 const ContextModel &context_model();
+
+// Sums of absolute errors about each place of one row of a channel, at most kMostAround: twice its own and its four
+// neighbours'; a neighbour outside the channel counts as the place itself. north, south: the rows above and below, or
+// `here` at the edge. Of n places from `first` on.
+void sum_around(const uint8_t *here, const uint8_t *north, const uint8_t *south, size_t width, size_t first, size_t n,
+                uint8_t *sums);
 
 // CRC-32 over the decoding tables as little-endian numbers: docs/format.md states it.
 uint32_t context_tables_crc();

@@ -17,8 +17,9 @@ namespace latentseg {
 
 namespace {
 
+template <bool kRefers>
 void decode_row_plain(Group &group, const uint8_t *bits, const uint32_t *decoding, uint8_t *symbols, uint8_t *errors,
-                      int columns, bool first, int top) {
+                      int columns, bool first, int top, const uint8_t *previous, const uint8_t *around) {
     int32_t w[kLanes], nw[kLanes], aw[kLanes], aww[kLanes];
     for (int k = 0; k < kLanes; ++k) {
         w[k] = nw[k] = symbols[k];
@@ -28,7 +29,8 @@ void decode_row_plain(Group &group, const uint8_t *bits, const uint32_t *decodin
         for (int k = 0; k < kLanes; ++k) {
             const int32_t n = first ? w[k] : symbols[k], an = first ? aw[k] : errors[k];
             const int32_t ane = first ? aw[k] : errors[k + kLanes];
-            const auto m = static_cast<float>(2 * (aw[k] + an) + aww[k] + ane + 1);
+            const int32_t sum = kRefers ? around[c * kLanes + k] : 0;
+            const auto m = static_cast<float>(2 * (aw[k] + an) + aww[k] + ane + 1 + sum);
             // floor(2 log2 m) is the exponent of m * m, which a float holds exactly.
             const uint32_t level = std::bit_cast<uint32_t>(m * m) >> 23 & 31;
             const uint32_t entry = decoding[group.tables[level][k] + group.state[k]];
@@ -42,7 +44,8 @@ void decode_row_plain(Group &group, const uint8_t *bits, const uint32_t *decodin
             const int32_t e = static_cast<int8_t>(byte);
             const int32_t median = std::max(std::min(w[k], n), std::min(std::max(w[k], n), w[k] + n - nw[k]));
             nw[k] = n;
-            w[k] = ((median & group.predicted[k]) + group.centre[k] + e) & top;
+            const int32_t old = kRefers ? previous[c * kLanes + k] : 0;
+            w[k] = ((median & group.predicted[k]) + group.centre[k] + old + e) & top;
             aww[k] = aw[k];
             aw[k] = e < 0 ? -e : e;
             symbols[k] = static_cast<uint8_t>(w[k]);
@@ -88,13 +91,13 @@ namespace avx512 {
 
 }  // namespace
 
-DecodeRow best_decode_row() {
+DecodeRow best_decode_row(bool refers) {
 #if defined(LATENTSEG_X86_VECTORS)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return avx512::decode_row;
-    if (__builtin_cpu_supports("avx2")) return avx2::decode_row;
+        return refers ? avx512::decode_row<true> : avx512::decode_row<false>;
+    if (__builtin_cpu_supports("avx2")) return refers ? avx2::decode_row<true> : avx2::decode_row<false>;
 #endif
-    return decode_row_plain;
+    return refers ? decode_row_plain<true> : decode_row_plain<false>;
 }
 
 }  // namespace latentseg

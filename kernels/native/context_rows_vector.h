@@ -4,9 +4,11 @@ typedef int32_t Ints __attribute__((vector_size(4 * LATENTSEG_WIDTH)));
 typedef uint32_t Words __attribute__((vector_size(4 * LATENTSEG_WIDTH)));
 typedef float Floats __attribute__((vector_size(4 * LATENTSEG_WIDTH)));
 
+template <bool kRefers>
 __attribute__((target(LATENTSEG_TARGET))) void decode_row(Group &group, const uint8_t *bits, const uint32_t *decoding,
                                                           uint8_t *symbols, uint8_t *errors, int columns, bool first,
-                                                          int top) {
+                                                          int top, [[maybe_unused]] const uint8_t *previous,
+                                                          [[maybe_unused]] const uint8_t *around) {
     constexpr int kWidth = LATENTSEG_WIDTH, kVectors = kLanes / kWidth;
     // Across a row all of this stays in registers, as far as they suffice.
     Words state[kVectors], at[kVectors], limit[kVectors];
@@ -34,7 +36,9 @@ __attribute__((target(LATENTSEG_TARGET))) void decode_row(Group &group, const ui
                 an = ane[v];
                 ane[v] = LATENTSEG_WIDEN(errors + kLanes + v * kWidth);
             }
-            const Floats m = __builtin_convertvector(aww[v] + ane[v] + (2 * an + 1) + 2 * aw[v], Floats);
+            Ints sum = aww[v] + ane[v] + (2 * an + 1) + 2 * aw[v];
+            if constexpr (kRefers) sum += LATENTSEG_WIDEN(around + c * kLanes + v * kWidth);
+            const Floats m = __builtin_convertvector(sum, Floats);
             // The exponent of m * m times kLanes.
             const Ints level = (((Ints)(m * m) >> 18) & (31 * kLanes)) | lane[v];
             const Ints table = LATENTSEG_GATHER(&group.tables[0][0], level, 4);
@@ -50,7 +54,9 @@ __attribute__((target(LATENTSEG_TARGET))) void decode_row(Group &group, const ui
             const Ints low = w[v] < n ? w[v] : n, high = w[v] < n ? n : w[v], slope = w[v] + n - nw[v];
             const Ints bounded = slope < high ? slope : high, median = bounded > low ? bounded : low;
             nw[v] = n;
-            w[v] = ((median & predicted[v]) + centre[v] + e) & top;
+            Ints symbol = (median & predicted[v]) + centre[v] + e;
+            if constexpr (kRefers) symbol += LATENTSEG_WIDEN(previous + c * kLanes + v * kWidth);
+            w[v] = symbol & top;
             aww[v] = aw[v];
             aw[v] = e < 0 ? -e : e;
             LATENTSEG_NARROW(symbols + v * kWidth, w[v]);

@@ -8,6 +8,13 @@
 #define LATENTSEG_CLONES
 #endif
 
+// For what such functions share: it is compiled as each of them is.
+#if defined(__GNUC__)
+#define LATENTSEG_INLINE inline __attribute__((always_inline))
+#else
+#define LATENTSEG_INLINE inline
+#endif
+
 // Whether functions can be written in intrinsics, for a machine that is asked about at run time. Clang: the version
 // that the fuzzer is built with (docs/fuzzing.md), and later ones.
 #if defined(__x86_64__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 19)

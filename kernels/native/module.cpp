@@ -163,6 +163,50 @@ void context_decode(const nb::bytes &payload, size_t channels, size_t height, si
     function(data, size, geometry, out.data(), threads);
 }
 
+nb::bytes inter_encode(const ConstBytes3 &q, int bits, size_t rows, size_t columns, const nb::bytes &scales,
+                       bool refers, const ConstBytes1 &symbols, const ConstBytes1 &errors, const Bytes1 &left) {
+    const latentseg::TileGeometry geometry{
+        q.shape(0), q.shape(1), q.shape(2), bits, latentseg::Scaling::fixed, 0, 0, rows, columns};
+    require_tiles(geometry);
+    require(symbols.size() == q.size() && errors.size() == q.size() && left.size() == q.size(),
+            "inter: planes of the frame's size");
+    std::vector<uint8_t> payload;
+    {
+        const auto *scale_data = reinterpret_cast<const uint8_t *>(scales.c_str());
+        const size_t scale_bytes = scales.size();
+        const latentseg::History before{symbols.data(), errors.data()};
+        const nb::gil_scoped_release release;
+        payload = latentseg::inter_encode(q.data(), geometry, scale_data, scale_bytes, refers ? &before : nullptr,
+                                          left.data());
+    }
+    return nb::bytes(reinterpret_cast<const char *>(payload.data()), payload.size());
+}
+
+// out: of floats; null where symbols are enough.
+void inter_decode(const nb::bytes &payload, size_t channels, size_t height, size_t width, int bits, int scaling,
+                  float lo, float hi, const nb::bytes &centres, size_t rows, size_t columns,
+                  const ConstBytes1 &old_symbols, const ConstBytes1 &old_errors, const Bytes1 &symbols,
+                  const Bytes1 &errors, const Floats1 *out, int threads) {
+    require(threads > 0, "inter: threads above 0");
+    const Values values = scaling_values(scaling, bits, centres);
+    const latentseg::TileGeometry geometry{channels, height, width, bits, static_cast<latentseg::Scaling>(scaling),
+                                           lo, hi, rows, columns, values.data()};
+    require_tiles(geometry);
+    const size_t count = channels * height * width;
+    require(old_symbols.size() == count && old_errors.size() == count && symbols.size() == count &&
+                errors.size() == count && (!out || out->size() == count),
+            "inter: planes and out have the size of the shape");
+    const auto *data = reinterpret_cast<const uint8_t *>(payload.c_str());
+    const size_t size = payload.size();
+    const latentseg::History before{old_symbols.data(), old_errors.data()};
+    const nb::gil_scoped_release release;
+    if (out)
+        latentseg::inter_decode_floats(data, size, geometry, before, symbols.data(), errors.data(), out->data(),
+                                       threads);
+    else
+        latentseg::inter_decode_symbols(data, size, geometry, before, symbols.data(), errors.data(), threads);
+}
+
 void context_lanes(const nb::bytes &payload, size_t channels, size_t height, size_t width, int bits, int scaling,
                    float lo, float hi, const nb::bytes &centres, size_t rows, size_t columns, size_t at,
                    const Floats1 &ranges, const Ints1 &what, const Ints1 &lanes) {
@@ -218,6 +262,30 @@ NB_MODULE(_native, m) {
     m.def("context_decode_floats", &context_decode<Floats1, latentseg::context_decode_floats>, "payload"_a,
           "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "centres"_a, "rows"_a,
           "columns"_a, "out"_a.noconvert(), "threads"_a);
+    m.def("inter_encode", &inter_encode, "q"_a, "bits"_a, "rows"_a, "columns"_a, "scales"_a, "refers"_a, "symbols"_a,
+          "errors"_a, "left"_a.noconvert());
+    m.def(
+        "inter_decode_symbols",
+        [](const nb::bytes &payload, size_t channels, size_t height, size_t width, int bits, int scaling, float lo,
+           float hi, const nb::bytes &centres, size_t rows, size_t columns, const ConstBytes1 &old_symbols,
+           const ConstBytes1 &old_errors, const Bytes1 &symbols, const Bytes1 &errors, int threads) {
+            inter_decode(payload, channels, height, width, bits, scaling, lo, hi, centres, rows, columns, old_symbols,
+                         old_errors, symbols, errors, nullptr, threads);
+        },
+        "payload"_a, "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "centres"_a, "rows"_a,
+        "columns"_a, "old_symbols"_a, "old_errors"_a, "symbols"_a.noconvert(), "errors"_a.noconvert(), "threads"_a);
+    m.def(
+        "inter_decode_floats",
+        [](const nb::bytes &payload, size_t channels, size_t height, size_t width, int bits, int scaling, float lo,
+           float hi, const nb::bytes &centres, size_t rows, size_t columns, const ConstBytes1 &old_symbols,
+           const ConstBytes1 &old_errors, const Bytes1 &symbols, const Bytes1 &errors, const Floats1 &out,
+           int threads) {
+            inter_decode(payload, channels, height, width, bits, scaling, lo, hi, centres, rows, columns, old_symbols,
+                         old_errors, symbols, errors, &out, threads);
+        },
+        "payload"_a, "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a, "lo"_a, "hi"_a, "centres"_a, "rows"_a,
+        "columns"_a, "old_symbols"_a, "old_errors"_a, "symbols"_a.noconvert(), "errors"_a.noconvert(),
+        "out"_a.noconvert(), "threads"_a);
     m.def("context_lanes", &context_lanes, "payload"_a, "channels"_a, "height"_a, "width"_a, "bits"_a, "scaling"_a,
           "lo"_a, "hi"_a, "centres"_a, "rows"_a, "columns"_a, "at"_a, "ranges"_a.noconvert(),
           "what"_a.noconvert(), "lanes"_a.noconvert());

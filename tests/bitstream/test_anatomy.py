@@ -9,17 +9,18 @@ import pytest
 
 from latentseg.bitstream import Scaling, StreamHeader
 from latentseg.bitstream.anatomy import Anatomy, dissect
+from latentseg.bitstream.header import tile_for
 from latentseg.errors import InputError
 from latentseg.kernels import entropy
 
-CODERS = ["context", "huffman-channel", "huffman-frame"]
+CODERS = ["context", "inter", "huffman-channel", "huffman-frame"]
 
 
 def make_header(
     coder: Any, mode: Any, shape: tuple[int, int, int], bits: int = 8, lane: int = 16, tile: tuple[int, int] = (4, 4)
 ) -> StreamHeader:
     scaling = Scaling("fixed", 0.0, 1.0) if mode == "fixed" else Scaling(mode)
-    own = tile if coder == "context" else (0, 0)
+    own = tile_for(coder, tile)
     return StreamHeader(bytes(32), shape, bits, scaling, coder=coder, lane_symbols=lane, tile=own)
 
 
@@ -46,6 +47,8 @@ def whole(a: Anatomy) -> int:
     [
         # 18 and 10 bits of parameters, 4 of the order, 4 of the length, 4 of filling; f25a05
         ("context", "83800a330df25a05", 36 / 8, 0.5, 3, [26 / 8 + 3, 14 / 8], 11),
+        # the same behind a byte, of which each channel has half
+        ("inter", "0083800a330df25a05", 44 / 8, 0.5, 3, [30 / 8 + 3, 18 / 8], 11),
         # 0007313d22 0505, 02, ce40
         ("huffman-channel", "0007313d22050502ce40", 7, 1, 2, [8, 2], 0),
         # 0007424d0103, 03, ebeb00: one code for both

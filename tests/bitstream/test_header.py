@@ -125,7 +125,7 @@ LIES = {
     "no lane": (52, struct.pack("<I", 0), InputError),
     "endless lane": (52, struct.pack("<I", 2**24 + 1), InputError),
     "version": (8, struct.pack("<H", 2), ArtifactError),
-    "coder": (10, b"\x03", ArtifactError),
+    "coder": (10, b"\x04", ArtifactError),
     "no coder": (10, b"\x00", ArtifactError),
     "the other coder": (10, b"\x02", ArtifactError),
     "dictionary": (11, b"\x02", ArtifactError),
@@ -155,7 +155,7 @@ TILE_LIES = {
     "unknown dictionary of tiles": (11, b"\x02", ArtifactError),
     "runs with a tile": (10, b"\x01", ArtifactError),
     "centres without a codebook, in tiles": (14, b"\x01", ArtifactError),
-    "next coder": (10, b"\x03", ArtifactError),
+    "next coder": (10, b"\x04", ArtifactError),
     "scaling of tiles": (13, b"\x04", ArtifactError),
 }
 CASES = [(name, "huffman-channel", *lie) for name, lie in LIES.items()]
@@ -183,6 +183,7 @@ def test_coders_as_they_lie_in_the_header() -> None:
         ("huffman-frame", 4096, b"\x01\x00", (0, 0)),
         ("huffman-channel", 4096, b"\x01\x01", (0, 0)),
         ("context", 24 * 61, b"\x02\x00", (24, 61)),
+        ("inter", 24 * 61, b"\x03\x00", (24, 61)),
     ):
         packed = pack_header(StreamHeader(**BASE, coder=coder, tile=tile))  # type: ignore[arg-type]
         assert packed[10:12] == number

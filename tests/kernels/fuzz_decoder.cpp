@@ -1,6 +1,7 @@
 // libFuzzer's entry to the native decoders (docs/fuzzing.md). A case is eight bytes that choose the stream's header,
-// then a payload of any content; test_fuzz_native.py reads the same eight bytes. Whatever the payload is, it must be
-// refused or decoded: alike to symbols and to floats, within its buffers, with little memory.
+// then a payload of any content; test_fuzz_native.py reads the same eight bytes. Under coder 3 the frame before lies in
+// between: its symbols and errors, as many as there are. Whatever the payload is, it must be refused or decoded: alike to
+// symbols and to floats, within its buffers, with little memory.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -99,7 +100,7 @@ enum class What { both, symbols, floats };
 // Symbols take each row through all loops, floats through the one that users get.
 template <class G, class Symbols, class Floats>
 bool feed(const uint8_t *payload, size_t size, const G &g, size_t count, What what, Symbols to_symbols,
-          Floats to_floats) {
+          Floats to_floats, size_t scales_at = 0) {
     const std::unique_ptr<uint8_t[]> symbols(new uint8_t[count]);
     const std::unique_ptr<float[]> floats(new float[count]);
     const size_t most = most_memory(g.channels, count, size);
@@ -116,7 +117,26 @@ bool feed(const uint8_t *payload, size_t size, const G &g, size_t count, What wh
         ok = accepts(most, [&] { to_floats(payload, size, g, floats.get(), 1); });
         require(what == What::floats || ok == before, "symbols and floats disagree");
     }
-    if (ok && what == What::both) check_floats(payload, g, count, symbols.get(), floats.get());
+    if (ok && what == What::both) check_floats(payload + scales_at, g, count, symbols.get(), floats.get());
+    return ok;
+}
+
+// Coder 3: what symbols and floats leave to the next frame is the same, too.
+bool feed_inter(const uint8_t *payload, size_t size, const TileGeometry &g, size_t count, What what,
+                const latentseg::History &before) {
+    const std::unique_ptr<uint8_t[]> errors(new uint8_t[count]), planes(new uint8_t[count]), again(new uint8_t[count]);
+    const auto to_symbols = [&](const uint8_t *p, size_t n, const TileGeometry &t, uint8_t *out, int threads) {
+        latentseg::inter_decode_symbols(p, n, t, before, out, errors.get(), threads);
+    };
+    const auto to_floats = [&](const uint8_t *p, size_t n, const TileGeometry &t, float *out, int threads) {
+        latentseg::inter_decode_floats(p, n, t, before, planes.get(), again.get(), out, threads);
+    };
+    // check_floats finds the scales behind the first byte.
+    const bool ok = feed(payload, size, g, count, what, to_symbols, to_floats, size_t{1});
+    if (ok && what == What::both) {
+        require(std::equal(errors.get(), errors.get() + count, again.get()), "symbols and floats leave other errors");
+        require(std::none_of(errors.get(), errors.get() + count, [](uint8_t e) { return e > 128; }), "an error over 128");
+    }
     return ok;
 }
 
@@ -177,7 +197,9 @@ extern "C" int LLVMFuzzerInitialize(int *, char ***) {
 // Whether the case's payload is decoded, not refused.
 bool decodes(const uint8_t *data, size_t size) {
     if (size < kHead) return false;
-    const int coder = data[0] % 3;  // Huffman with one table, Huffman with a table a channel, context
+    const uint8_t lane_rows = data[6], lane_columns = data[7];
+    // Huffman with one table, Huffman with a table a channel, context; context between frames.
+    const int coder = data[0] < 192 ? data[0] % 3 : 3;
     auto scaling = static_cast<Scaling>(data[1] % 3);
     const auto what = static_cast<What>(data[1] / 3 % 3);
     // Payloads of both are alike.
@@ -187,18 +209,29 @@ bool decodes(const uint8_t *data, size_t size) {
     const size_t channels = 1 + data[3] % 8, height = 1 + data[4] % 4, width = 1 + data[5] % 18;
     const size_t count = channels * height * width;
     size -= kHead;
+    data += kHead;
+    const std::unique_ptr<uint8_t[]> old_symbols(new uint8_t[count]()), old_errors(new uint8_t[count]());
+    if (coder == 3) {
+        for (auto *plane : {&old_symbols, &old_errors}) {
+            const size_t here = std::min(size, count);
+            std::copy_n(data, here, plane->get());
+            data += here;
+            size -= here;
+        }
+    }
     const std::unique_ptr<uint8_t[]> payload(new uint8_t[size]);
-    std::copy_n(data + kHead, size, payload.get());
+    std::copy_n(data, size, payload.get());
     if (coder < 2) {
-        const Geometry g{count, channels, bits, scaling, kLo, kHi, coder == 1, size_t{16} + data[6],
+        const Geometry g{count, channels, bits, scaling, kLo, kHi, coder == 1, size_t{16} + lane_rows,
                          codebook.values};
         return feed(payload.get(), size, g, count, what, latentseg::decode_symbols, latentseg::decode_floats);
     }
     // Tiles that a header may have: of 16 to 2^24 symbols.
-    const size_t rows = data[6] < 240 ? 1 + data[6] % 12 : 65535;
-    const size_t columns = data[7] < 240 ? std::max<size_t>((15 + rows) / rows, 1 + data[7] % 24)
-                                         : std::min<size_t>(65535, (size_t{1} << 24) / rows);
+    const size_t rows = lane_rows < 240 ? 1 + lane_rows % 12 : 65535;
+    const size_t columns = lane_columns < 240 ? std::max<size_t>((15 + rows) / rows, 1 + lane_columns % 24)
+                                              : std::min<size_t>(65535, (size_t{1} << 24) / rows);
     const TileGeometry g{channels, height, width, bits, scaling, kLo, kHi, rows, columns, codebook.values};
+    if (coder == 3) return feed_inter(payload.get(), size, g, count, what, {old_symbols.get(), old_errors.get()});
     const bool ok = feed(payload.get(), size, g, count, what, latentseg::context_decode_symbols,
                          latentseg::context_decode_floats);
     if (what == What::both) check_lanes(payload.get(), size, g, ok);

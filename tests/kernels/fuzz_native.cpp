@@ -196,6 +196,49 @@ void context_round(Tally &tally) {
     }
 }
 
+// Three frames that are alike, the last one damaged, and in half of the rounds the planes that it refers to.
+void inter_round(Tally &tally) {
+    TileGeometry g{};
+    g.channels = 1 + below(6);
+    g.height = 1 + below(30);
+    g.width = 1 + below(40);
+    g.bits = 1 + static_cast<int>(below(8));
+    g.scaling = static_cast<Scaling>(below(4));
+    g.values = values.data();
+    g.lo = -1;
+    g.hi = 2;
+    g.rows = 1 + below(20);
+    g.columns = 1 + below(20);
+    const size_t count = g.channels * g.height * g.width;
+    const std::vector<float> scales(scale_floats(g.scaling, g.channels), 0.5f);
+    const auto *scale_data = reinterpret_cast<const uint8_t *>(scales.data());
+    Bytes q = random_symbols(count, g.bits), symbols = q, errors(count), left(count), payload;
+    for (int frame = 0; frame < 3; ++frame) {
+        symbols = q;
+        errors = left;
+        for (size_t changes = below(1 + count / 4); changes; --changes)
+            q[below(count)] = static_cast<uint8_t>(below(size_t{1} << g.bits));
+        const latentseg::History before{symbols.data(), errors.data()};
+        payload = latentseg::inter_encode(q.data(), g, scale_data, 4 * scales.size(), frame ? &before : nullptr,
+                                          left.data());
+    }
+    for (int variant = 0; variant < 16; ++variant) {
+        Bytes old_symbols = symbols, old_errors = errors, kept(count), kept_errors(count), other(count);
+        if (variant > 9)
+            for (Bytes *plane : {&old_symbols, &old_errors})
+                for (uint8_t &byte : *plane) byte = static_cast<uint8_t>(rng());
+        const latentseg::History before{old_symbols.data(), old_errors.data()};
+        feed(damage(payload, variant % 12), g, count, variant ? nullptr : &q, tally,
+             [&](const uint8_t *p, size_t n, const TileGeometry &t, uint8_t *out, int threads) {
+                 latentseg::inter_decode_symbols(p, n, t, before, out, kept_errors.data(), threads);
+             },
+             [&](const uint8_t *p, size_t n, const TileGeometry &t, float *out, int threads) {
+                 latentseg::inter_decode_floats(p, n, t, before, kept.data(), other.data(), out, threads);
+             });
+        if (variant == 0 && (kept != q || kept_errors != left || other != left)) fail("another frame is left behind");
+    }
+}
+
 // Several callers at once, each with more threads than lanes are worth: payloads of both coders, good and bad. Then the
 // helpers are ended, and callers work alone.
 void threads_round() {
@@ -235,12 +278,14 @@ int main(int argc, char **argv) {
     const int rounds = std::atoi(argv[1]);
     rng.seed(static_cast<unsigned>(std::atoi(argv[2])));
     LLVMFuzzerInitialize(&argc, &argv);
-    Tally huffman, context;
+    Tally huffman, context, inter;
     for (int round = 0; round < rounds; ++round) huffman_round(huffman);
     for (int round = 0; round < rounds; ++round) context_round(context);
+    for (int round = 0; round < rounds; ++round) inter_round(inter);
     threads_round();
     std::printf("huffman decoded %ld, refused %ld\n", huffman.decoded, huffman.refused);
     std::printf("context decoded %ld, refused %ld\n", context.decoded, context.refused);
+    std::printf("inter decoded %ld, refused %ld\n", inter.decoded, inter.refused);
     Tally corpus;
     for (int i = 3; i < argc; ++i) {
         std::ifstream file(argv[i], std::ios::binary);
