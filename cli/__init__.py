@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "encode": "compress a video, image folder, camera or stream into a .lseg stream",
     "decode": "turn a .lseg stream back into a video or a folder of PNGs",
     "run": "segment or classify a .lseg stream straight from its bytes (or any source, encoded first)",
+    "bundles": "list the bundles that have a name",
     "inspect": "show what is in a .lseg stream, bundle, .onnx or .npy file",
     "pack": "put integer latents (.npy) of any codec into a .lseg stream",
     "unpack": "get the latents of a .lseg stream back as .npy, exactly",

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..engine.placement import Placement
 
 T = TypeVar("T")
-CODERS = ("context", "huffman-channel", "huffman-frame")  # bitstream.header has them too, but needs NumPy
+LONE_CODERS = ("context", "huffman-channel", "huffman-frame")  # bitstream.header has them too, but needs NumPy
+CODERS = ("context", "inter", "huffman-channel", "huffman-frame")
 DEFAULT_BUNDLE = "camvid-compact"
 _MOST = (1 << 31) - 1  # what counts, sizes and threads can be in every library that is handed one
 
@@ -36,13 +37,31 @@ def add_messages(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """`--bundle`: a shipped name or a directory."""
+    """`--bundle`: a name or a directory."""
     parser.add_argument(
         "--bundle",
         default=DEFAULT_BUNDLE,
         metavar="NAME|DIR",
-        help="the networks: a shipped bundle's name or a bundle's directory (default: %(default)s)",
+        help="the networks: a bundle's name (see latentseg bundles) or its directory (default: %(default)s)",
     )
+
+
+def add_step(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """`--step`; the default is None, which means 1. more: what else is to be said of it."""
+    parser.add_argument(
+        "--step", type=step, metavar="S",
+        help="quantisation step, in units of the codec's own: a larger one costs fewer bits and more distortion "
+        f"(default: 1{more})",
+    )  # fmt: skip
+
+
+def add_key_interval(parser: argparse.ArgumentParser, default: int | None, more: str) -> None:
+    """`--key-interval`. more: what it is by default."""
+    parser.add_argument(
+        "--key-interval", type=count, default=default, metavar="N",
+        help="a key frame, which stands alone, at least every N frames; the others refer to the frame before; 0: only "
+        f"the first one is ({more})",
+    )  # fmt: skip
 
 
 def add_backend(parser: argparse.ArgumentParser, precision: bool = True) -> None:
@@ -79,9 +98,12 @@ def tile(args: argparse.Namespace) -> tuple[int, int]:
     """`--tile`, or (0, 0) for the coder's own. Raises UsageError for a coder that has none, or no size of a tile."""
     if args.tile is None:
         return 0, 0
-    if args.coder != "context":
-        raise UsageError(f"--tile with --coder {args.coder}", hint="tiles belong to --coder context")
-    from ..bitstream.header import MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS, is_tile
+    from ..bitstream.header import MAX_LANE_SYMBOLS, MIN_LANE_SYMBOLS, TILED_CODERS, is_tile
+
+    if args.coder not in TILED_CODERS:
+        raise UsageError(
+            f"--tile with --coder {args.coder}", hint=f"tiles belong to --coder {' and '.join(TILED_CODERS)}"
+        )
 
     rows, columns = args.tile
     if not is_tile(rows, columns):
@@ -121,6 +143,24 @@ def positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
     if value > _MOST:
         raise argparse.ArgumentTypeError(f"expected an integer of at most {_MOST}, found {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    if not text.isdecimal() or int(text) > _MOST:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, at most {_MOST}, found {text!r}")
+    return int(text)
+
+
+def step(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
     return value
 
 
@@ -287,8 +327,8 @@ def progress(args: argparse.Namespace, unit: str = "frame") -> Iterator[Callable
 def note_damages(args: argparse.Namespace, damages: Sequence[Damage], most: int = 10) -> None:
     """The first damages of a source, one line each on stderr."""
     for damage in damages[:most]:
-        place = f"at byte {damage.offset}" if damage.offset >= 0 else "inside a frame"
-        note(args, f"damage {place}: {damage.reason}")
+        place = f" at byte {damage.offset}" if damage.offset >= 0 else ""
+        note(args, f"damage{place}: {damage.reason}")
     if len(damages) > most:
         note(args, f"and {len(damages) - most} more")
 

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of --data: side of the images' centres (default: that of the classifiers' training)",
     )
     _common.add_bundle(parser)
+    _common.add_step(parser)
     _common.add_backend(parser)
     parser.add_argument("--arms", type=_names, metavar="A,B", help="only these arms (default: all that apply)")
     parser.add_argument(
@@ -74,12 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timed passes of every arm (default: %(default)s)",
     )
     parser.add_argument(
-        "--warmup", type=_count, default=3, metavar="W", help="untimed batches before them (default: %(default)s)"
+        "--warmup",
+        type=_common.count,
+        default=3,
+        metavar="W",
+        help="untimed batches before them (default: %(default)s)",
     )
     parser.add_argument(
         "--batch", type=sizes, default=[1, 8], metavar="N,M", help="frames a batch, each size timed (default: 1,8)"
     )
-    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="of the arms' order (default: 0)")
+    parser.add_argument("--seed", type=_common.count, default=0, metavar="N", help="of the arms' order (default: 0)")
     parser.add_argument("--plot", metavar="FILE.png", help="draw stage times, and quality over bits per pixel")
     parser.add_argument("--record", metavar="FILE.jsonl", help="append the result to this file as one line")
     _common.add_overwrite(parser)
@@ -101,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     segmentation.check_arms(args.arms)
     _check_source(args)
     bundle = load_bundle(args.bundle)
+    bundle.codec.scaling_at(1.0 if args.step is None else args.step)  # refused before the source is read
     clip = _clip(args, bundle)
     result = segmentation.run(
         clip,
@@ -111,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         warmup=args.warmup,
         placement=_common.placement(args),
         seed=args.seed,
+        step=1.0 if args.step is None else args.step,
         progress=_progress(args),
     )
     try:
@@ -176,10 +183,3 @@ def _names(text: str) -> list[str]:
 def sizes(text: str) -> list[int]:
     """An argparse type: integers of at least 1, separated by commas."""
     return [_common.positive(part.strip()) for part in text.split(",")]
-
-
-def _count(text: str) -> int:
-    """An argparse type: an integer of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, found {text!r}")
-    return int(text)

@@ -1,11 +1,11 @@
 """Measure the entropy coders on symbols: bytes, encoding, and decoding into a float32 latent.
 
-FILE is an .npy of uint8 symbols (C, h, w), or an .lseg stream, whose first frame is taken with the
-stream's bits and its tile or lanes. All arms have the same symbols, run in this process in turn,
-round by round, and decode into the same buffer, int2float included; each is checked first to give
-the symbols back.
+FILE is an .npy of uint8 symbols (C, h, w), or an .lseg stream, whose first key frame is taken with
+the stream's bits and its tile or lanes. All arms have the same symbols, run in this process in
+turn, round by round, and decode into the same buffer, int2float included; each is checked first
+to give the symbols back.
 
-  context            this package's default coder, the smallest
+  context            this package's default coder, the smallest of frames that stand alone
   huffman-channel    canonical Huffman codes, one a channel
   huffman-frame      the paper's coder: one Huffman code a frame
   zstd -1            the package zstandard, on the symbols as bytes
@@ -137,7 +137,7 @@ def _check_lanes(args: argparse.Namespace) -> None:
 def _load(path: str, args: argparse.Namespace, damages: list[Damage]) -> tuple[NDArray[np.uint8], Setup]:
     """The symbols of a file, uint8 (C, h, w), and how to measure them."""
     from ..benchmarks.entropy_arms import Setup
-    from ..bitstream.header import DEFAULT_TILE
+    from ..bitstream.header import DEFAULT_TILE, TILED_CODERS
 
     bits, tile, lane_symbols = 8, DEFAULT_TILE, 4096
     with _common.open_input(path) as file:
@@ -146,7 +146,7 @@ def _load(path: str, args: argparse.Namespace, damages: list[Damage]) -> tuple[N
         else:
             q, header = _first_frame(file, path, args, damages)
             bits = header.bits
-            if header.coder == "context":
+            if header.coder in TILED_CODERS:
                 tile = header.tile
             else:
                 lane_symbols = header.lane_symbols
@@ -180,9 +180,10 @@ def _first_frame(
 ) -> tuple[NDArray[np.uint8], StreamHeader]:
     from ..bitstream import Reader
     from ..kernels.entropy import decode_symbols
+    from ..kernels.frames import is_key
 
     reader = Reader(file, on_damage=_common.damage_reporter(args))
-    frame = next(iter(reader), None)
+    frame = next((frame for frame in reader if is_key(frame.payload, reader.header)), None)
     damages += reader.damages
     if frame is None:
         raise InputError(f"{name} has no frame that can be read")

@@ -5,12 +5,20 @@ for a video on stdin. Frames that cannot be read are reported and passed over, a
 then 7. However it ends (Ctrl-C, full disk), what was written is readable up to its last whole
 frame. With --backend tensorrt --threads are the coder's.
 
-JSON keys: schema type bundle frames lost dropped bytes payload_bytes size seconds bpp
-           compression_factor (against 24-bit RGB) frames_per_s
+--step chooses the rate, within what the bundle's networks were trained for (latentseg bundles).
+
+--key-interval N makes smaller streams of frames that are like the ones before them: all but the
+key frames are coded against the frame before. A lost frame then costs what follows it up to the
+next key frame, too, and the backend tensorrt neither writes nor reads such streams.
+
+JSON keys: schema type bundle step key_interval frames lost dropped bytes payload_bytes size seconds
+           bpp compression_factor (against 24-bit RGB) frames_per_s
 
 examples:
   latentseg encode drive.mp4 -o drive.lseg
   latentseg encode frames/ -o drive.lseg --bundle my-bundle/ --json
+  latentseg encode drive.mp4 -o small.lseg --bundle my-bundle/ --step 1.6
+  latentseg encode drive.mp4 -o drive.lseg --key-interval 30
   latentseg encode rtsp://camera/stream -o - | ssh server latentseg run -
 """
 
@@ -28,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="what to compress, '-' for a video on stdin")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.lseg", help="the stream, or '-' for stdout")
     _common.add_bundle(parser)
+    _common.add_step(parser)
+    _common.add_key_interval(parser, 1, "default: 1, every frame stands alone")
     _common.add_limit(parser)
     _common.add_kind(parser, ("video", "images", "dali", "dali-gpu"))
     _common.add_backend(parser, precision=False)
@@ -47,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "-":
         _common.binary_stdout()  # refuses a terminal before any work is done
     _common.check_output(args.output, args.overwrite)
+    step = 1.0 if args.step is None else args.step
     with (
         Engine(args.bundle, args.backend, args.threads, provider=args.provider, batch=args.batch) as engine,
         _common.progress(args) as update,
@@ -57,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             kind=args.kind,
             overwrite=args.overwrite,
             limit=args.limit,
+            step=step,
+            key_interval=args.key_interval,
             on_frame=lambda run: update(run.frames, run.length),
         )
         damages = engine.damages
@@ -66,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
                 "schema": 1,
                 "type": "encode",
                 "bundle": engine.bundle.name,
+                "step": step,
+                "key_interval": args.key_interval,
                 **summary.as_dict(),
                 "frames_per_s": summary.frames / summary.seconds,
             }

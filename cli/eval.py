@@ -1,12 +1,14 @@
 """Score trained weights.
 
     latentseg eval codec runs/codec --frames FOLDER
-    latentseg eval segmenter runs/latent --codec runs/codec --data CAMVID --split val
+    latentseg eval segmenter runs/latent --codec runs/codec --step 1.6 --data CAMVID --split val
     latentseg eval segmenter runs/rgb --decoded-by runs/codec --data CAMVID --split val
+    latentseg eval segmenter runs/rgb --jpeg-quality 30 --data CAMVID --split val
     latentseg eval classifier runs/names --codec runs/codec --data IMAGES --layout imagefolder
 
 Codec: PSNR, SSIM, bpp of real bytes and compression factor against 24-bit RGB. Segmenter: mIoU, IoU and Dice of every
-class, Dice averaged over classes (macro, from the pooled confusion matrix), pixel accuracy. Classifier: top-1, top-5
+class, Dice averaged over classes (macro, from the pooled confusion matrix), pixel accuracy, and the bpp of what a codec
+or JPEG sends. Classifier: top-1, top-5
 (of all classes, where there are fewer), and with a codec the bpp of its real bytes: a frame an image, and (sheet_bpp)
 many images laid side by side in a frame, where framing costs next to nothing.
 """
@@ -14,7 +16,7 @@ many images laid side by side in a frame, where framing costs next to nothing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     codec = sub.add_parser("codec", help="rate and distortion", allow_abbrev=False)
     codec.add_argument("weights", type=Path, metavar="RUN", help="a run's folder, or its model.safetensors")
     _training.add_codec_images(codec, "val, of idx test")
-    codec.add_argument("--coder", choices=_common.CODERS, default=_common.CODERS[0], help="default: %(default)s")
+    codec.add_argument(
+        "--coder", choices=_common.LONE_CODERS, default=_common.LONE_CODERS[0], help="default: %(default)s"
+    )
+    _common.add_step(codec)
     _common.add_json(codec, "the scores")
 
     segmenter = sub.add_parser("segmenter", help="mIoU, Dice, pixel accuracy", allow_abbrev=False)
@@ -42,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     segmenter.add_argument(
         "--decoded-by", type=Path, metavar="RUN", help="send frames through this codec before an RGB segmenter"
     )
+    segmenter.add_argument(
+        "--jpeg-quality", type=_quality, metavar="Q",
+        help="send frames through JPEG of this quality before an RGB segmenter (4:2:0, optimised Huffman tables)",
+    )  # fmt: skip
+    _common.add_step(segmenter)
     segmenter.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
     segmenter.add_argument("--layout", default="camvid", help="camvid, cityscapes or voc (default: %(default)s)")
     segmenter.add_argument("--split", default="val", help="default: %(default)s")
@@ -57,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     classifier.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
     _training.add_classified(classifier, "val, of idx test")
     classifier.add_argument("--size", type=_common.positive, help="side of the centres (default: that of its training)")
-    classifier.add_argument("--coder", choices=_common.CODERS, default=_common.CODERS[0], help="default: %(default)s")
+    classifier.add_argument(
+        "--coder", choices=_common.LONE_CODERS, default=_common.LONE_CODERS[0], help="default: %(default)s"
+    )
     classifier.add_argument("--floor", type=float, metavar="TOP1", help="exit with 5 if top-1 is below this")
     _common.add_json(classifier, "the scores")
 
@@ -96,14 +108,26 @@ def _codec(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.image_sets import CentreViews
 
     _training.check_frames(args)
-    codec = load_weights(args.weights, kinds=("codec",)).build()
+    weights = load_weights(args.weights, kinds=("codec",))
+    codec = weights.build()
     frames: Sequence[Image]
     if args.data is None:
         frames = read_frames(Path(args.frames), every=args.every or 1)
     else:
         images = _training.classified(args, None)
         frames = CentreViews(images, args.size) if args.size else images.images
-    return evaluate_codec(codec, frames, coder=args.coder, progress=not args.quiet)
+    step = 1.0 if args.step is None else args.step
+    _note_steps(args, step, weights, "codec")
+    return evaluate_codec(codec, frames, coder=args.coder, step=step, progress=not args.quiet)
+
+
+def _note_steps(args: argparse.Namespace, step: float, weights: Weights, what: str) -> None:
+    from ..training.steps import trained_steps
+
+    lowest, highest = trained_steps(weights.facts["settings"])
+    if not lowest <= step <= highest:
+        learned = f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
+        _common.note(args, f"note: step {step:g}, and the {what} was trained for {learned}")
 
 
 def _codec_of(weights: Weights, path: Path | None, what: str) -> Weights | None:
@@ -125,28 +149,62 @@ def _segmenter(args: argparse.Namespace) -> dict[str, Any]:
     from ..models import registry
     from ..training.checkpoint import load_weights
     from ..training.data import labelled, read_label
-    from ..training.evaluate import decoded_by, evaluate_segmenter
+    from ..training.evaluate import coded_bytes, decoded_by, evaluate_segmenter
 
     weights = load_weights(args.weights, kinds=("rgb_segmenter", "latent_segmenter"))
     latent = registry.entry(weights.network).kind == "latent_segmenter"
-    if latent != (args.codec is not None) or (latent and args.decoded_by is not None):
+    given = [flag for flag in ("codec", "decoded_by", "jpeg_quality") if getattr(args, flag) is not None]
+    if latent != (args.codec is not None) or len(given) > 1:
         raise UsageError(
             f"'{weights.network}' is {'a latent' if latent else 'an RGB'} segmenter",
-            hint="a latent segmenter needs --codec; an RGB one takes --decoded-by, or neither",
+            hint="a latent segmenter needs --codec; an RGB one takes --decoded-by, --jpeg-quality, or neither",
         )
-    codec = _codec_of(weights, args.codec, "segmenter")
+    if args.step is not None and given not in (["codec"], ["decoded_by"]):
+        raise UsageError("--step without a codec", hint="it goes with --codec or --decoded-by")
+    step = 1.0 if args.step is None else args.step
     classes, pairs = labelled(args.layout, args.data, args.split)
     if weights.options["classes"] != len(classes.names):
         raise UsageError(
             f"the segmenter has {weights.options['classes']} classes, layout '{args.layout}' {len(classes.names)}",
             hint="give the --layout of its training",
         )
-    before = decoded_by(load_weights(args.decoded_by, kinds=("codec",)).build()) if args.decoded_by else None
+    codec = _codec_of(weights, args.codec, "segmenter")
+    if args.decoded_by:
+        codec = load_weights(args.decoded_by, kinds=("codec",))
+    network = codec.build() if codec else None
+    setting: dict[str, Any] = {}
+    before = sent = None
+    if codec is not None and network is not None:
+        setting = {"step": step}
+        _note_steps(args, step, codec, "codec")
+        if latent:
+            _note_steps(args, step, weights, "segmenter")
+        else:
+            before = decoded_by(network, step)
+        sent = coded_bytes(network, step=step)
+    elif args.jpeg_quality is not None:
+        setting = {"jpeg_quality": args.jpeg_quality}
+        sent, before = _jpeg(args.jpeg_quality)
     samples = ((read_image(p.image), read_label(p.label, classes)) for p in pairs)
-    return evaluate_segmenter(
-        weights.build(), samples, classes, codec=codec.build() if codec else None, before=before, total=len(pairs),
-        progress=not args.quiet,
+    scores = evaluate_segmenter(
+        weights.build(), samples, classes, codec=network if latent else None, step=step, before=before, sent=sent,
+        total=len(pairs), progress=not args.quiet,
     )  # fmt: skip
+    return setting | scores
+
+
+def _jpeg(quality: int) -> tuple[Callable[[Image], int], Callable[[Image], Image]]:
+    """Functions that give the bytes of a frame as JPEG, and the frame as it is decoded."""
+    from ..benchmarks import jpeg
+
+    return lambda frame: len(jpeg.encode(frame, quality)), lambda frame: jpeg.decode(jpeg.encode(frame, quality))
+
+
+def _quality(text: str) -> int:
+    """An argparse type: 1 to 100."""
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"expected a quality from 1 to 100, found {text!r}")
+    return int(text)
 
 
 def _classifier(args: argparse.Namespace) -> dict[str, Any]:

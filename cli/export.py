@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON file of scores to put into the manifest")
     parser.add_argument(
-        "--coder", choices=_common.CODERS, default=_common.CODERS[0],
+        "--coder", choices=_common.LONE_CODERS, default=_common.LONE_CODERS[0],
         help="entropy coder of the bundle's streams (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

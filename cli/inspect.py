@@ -12,10 +12,18 @@ cutting into lanes costs: lane_lengths, lane_states (11 bits a lane of the conte
 lane_fill (the last bytes, filled up: taken as 3.5 bits a lane). A channel's bits/symbol hold all
 that is its own; null under huffman-frame, where lanes run through channels.
 
+`bundle` and `step` of a stream: the name of the bundle whose codec wrote it (latentseg bundles) and
+the quantisation step in units of that codec's, null where no such bundle is known.
+
+`kinds` is of streams of coder inter alone: how many frames are key frames, which stand alone, and
+how many refer to the one before; the mean bytes of their payloads; and key_interval, the most
+frames from one key frame to the next. Frames that cannot do without a lost one are lost, too.
+
 JSON keys: schema type path kind, and by kind
-  lseg     codec_id bundle latent_shape bits scaling source_size frame_rate coder
-           tile lane_symbols frames bytes frame_bytes last_timestamp_us bits_per_symbol bpp
-           factor_vs_rgb24 anatomy channel_bits_per_symbol damages lost
+  lseg     codec_id bundle step latent_shape bits scaling source_size frame_rate coder
+           tile lane_symbols kinds frames bytes frame_bytes last_timestamp_us bits_per_symbol
+           bpp factor_vs_rgb24 anatomy channel_bits_per_symbol damages lost
+  kinds    key_frames key_bytes inter_frames inter_bytes key_interval
   anatomy  frames frame_header scales tables lane_lengths lane_bytes lanes lane_states
            lane_fill lane_overhead
   bundle   name description created_by codec files classes scores verification
@@ -33,6 +41,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -41,6 +50,7 @@ from ..errors import InputError, LatentsegError, missing_extra
 from . import _common
 
 if TYPE_CHECKING:
+    from ..bitstream import StreamHeader
     from ..engine.bundle import Bundle
 
 MOST_NAMES = 20  # of classes, for people
@@ -49,14 +59,14 @@ HELP = "show what is in a .lseg stream, bundle, .onnx or .npy file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("path", metavar="PATH", help="a file, a bundle's folder or shipped name, or '-' for stdin")
+    parser.add_argument("path", metavar="PATH", help="a file, a bundle's folder or name, or '-' for stdin")
     _common.add_json(parser, "the report")
 
 
 def run(args: argparse.Namespace) -> int:
     """Report on one file; returns the exit code."""
     complaint: LatentsegError | None = None
-    if args.path != "-" and (Path(args.path).is_dir() or (not Path(args.path).exists() and _is_shipped(args.path))):
+    if args.path != "-" and (Path(args.path).is_dir() or (not Path(args.path).exists() and _is_named(args.path))):
         report, complaint = _bundle(args.path)
     else:
         with _common.open_input(args.path) as file:
@@ -86,23 +96,33 @@ def _file(args: argparse.Namespace, file: BufferedReader) -> dict[str, Any]:
 def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
     from ..bitstream import Damage, Reader
     from ..bitstream.frames import FRAME_HEADER_BYTES
-    from ._anatomy import Sample
+    from ..engine.losses import Losses
+    from ._anatomy import Kinds, Sample
 
     reader = Reader(file, on_damage=_common.damage_reporter(args))
     header = reader.header
-    sample = Sample(header)
+    sample, kinds = Sample(header), Kinds(header)
+    undecodable: list[Damage] = []
+    losses = Losses(header, undecodable)
     sizes: list[int] = []
     last_timestamp = 0
     for frame in _common.track(reader, args):
         try:
-            sample.add(frame.payload)
+            lacks = losses.lacks(frame.payload, frame.index)
+            if not lacks:
+                sample.add(frame.payload)
         except InputError as error:  # its CRC fits, but no reader can decode it
-            damage = Damage(-1, f"frame {frame.index} does not decode: {error}", frame.index, lost=1)
-            reader.damages.append(damage)
-            _common.note_damages(args, [damage])
+            losses.add(frame.payload, frame.index, error)
             continue
+        if lacks:
+            losses.add(frame.payload, frame.index)
+            continue
+        losses.decoded(frame.index)
+        kinds.add(frame.payload, frame.index)
         sizes.append(len(frame.payload))
         last_timestamp = frame.timestamp_us
+    _common.note_damages(args, undecodable)
+    reader.damages += undecodable
     frames = len(sizes)
     height, width = header.source_size
     framed = sum(sizes) + frames * FRAME_HEADER_BYTES
@@ -110,7 +130,7 @@ def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
     report: dict[str, Any] = {
         "kind": "lseg",
         "codec_id": header.codec_id.hex(),
-        "bundle": _bundle_of(header.codec_id),
+        **_origin(header),
         "latent_shape": list(header.latent_shape),
         "bits": header.bits,
         "scaling": {
@@ -124,6 +144,7 @@ def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
         "coder": header.coder,
         "tile": list(header.tile),
         "lane_symbols": header.lane_symbols,
+        "kinds": kinds.report(),
         "frames": frames,
         "bytes": framed,
         "frame_bytes": {"min": min(sizes), "mean": sum(sizes) / frames, "max": max(sizes)} if frames else None,
@@ -144,17 +165,21 @@ def _stream(args: argparse.Namespace, file: BinaryIO) -> dict[str, Any]:
     return report
 
 
-def _bundle_of(codec_id: bytes) -> str | None:
-    """The shipped bundle whose codec wrote a stream, None where none did."""
-    from ..engine.bundle import load_bundle, shipped_bundles
+def _origin(header: StreamHeader) -> dict[str, Any]:
+    """Name of the bundle whose codec wrote a stream, and the stream's step in units of that codec's, if it has one."""
+    from ..engine.bundle import load_bundle, named_bundles
 
-    for name, path in shipped_bundles().items():
+    for name, path in ((name, path) for name, places in named_bundles().items() for path in places):
         try:
-            if load_bundle(path).codec.id == codec_id:
-                return name
-        except LatentsegError:  # a broken bundle is what `doctor` reports
+            codec = load_bundle(path).codec
+        except LatentsegError:  # a broken bundle is what `bundles` and `doctor` report
             continue
-    return None
+        if codec.id == header.codec_id:
+            step = None
+            with suppress(LatentsegError):  # a range that is no multiple of the codec's: `run` refuses it
+                step = codec.step_of(header.scaling)
+            return {"bundle": name, "step": step}
+    return {"bundle": None, "step": None}
 
 
 def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -164,7 +189,8 @@ def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     num, den = report["frame_rate"]
     scaling = report["scaling"]
     codec = "unnamed" if not int(report["codec_id"], 16) else report["codec_id"][:16]
-    owner = f" (of the shipped bundle '{report['bundle']}')" if report["bundle"] else ""
+    owner = f" (of bundle '{report['bundle']}')" if report["bundle"] else ""
+    step = "" if report["step"] in (None, 1) else f", step {report['step']:g}"
     centres = scaling["centres"]
     low, high = (centres[0], centres[-1]) if centres else (scaling["lo"], scaling["hi"])
     span = f" {low:g} to {high:g}" if centres or scaling["mode"] == "fixed" else ""
@@ -175,13 +201,14 @@ def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("codec", codec + owner),
         ("source", f"{width}x{height}" + (f" at {num / den:g} frames/s" if num else "") if height else "unknown"),
-        ("latent", f"{shape}, {report['bits']} bits, scaling {scaling['mode']}{book}{span}"),
+        ("latent", f"{shape}, {report['bits']} bits, scaling {scaling['mode']}{book}{span}{step}"),
         ("coder", f"{report['coder']}, lanes of {lane} symbols"),
         ("frames", f"{report['frames']} in {_common.human_bytes(report['bytes'])}"),
     ]
     if report["frame_bytes"]:
         sizes = report["frame_bytes"]
         rows.append(("payloads", f"{sizes['min']} to {sizes['max']} bytes, mean {sizes['mean']:.0f}"))
+        rows += _anatomy.kind_rows(report["kinds"])
         rows.append(("bits/symbol", f"{report['bits_per_symbol']:.3f}"))
     if report["bpp"]:
         rows.append(("bpp", f"{report['bpp']:.4f} ({report['factor_vs_rgb24']:.1f} times smaller than 24-bit RGB)"))
@@ -194,10 +221,10 @@ def _stream_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 # --- a bundle ---------------------------------------------------------------------------------------------------------
 
 
-def _is_shipped(name: str) -> bool:
-    from ..engine.bundle import shipped_bundles
+def _is_named(name: str) -> bool:
+    from ..engine.bundle import named_bundles
 
-    return name in shipped_bundles()
+    return name in named_bundles()
 
 
 def _bundle(spec: str) -> tuple[dict[str, Any], LatentsegError | None]:
@@ -232,10 +259,11 @@ def _bundle(spec: str) -> tuple[dict[str, Any], LatentsegError | None]:
 
 def _bundle_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     codec = report["codec"]
+    steps = ", steps {lo:g} to {hi:g}".format_map(codec["steps"]) if "steps" in codec else ""
     rows = [
         ("bundle", f"{report['name']} (by {report['created_by'] or 'unknown'})"),
         ("codec", f"{codec['name']}, id {codec['id'][:16]}"),
-        ("latent", f"{codec['channels']} channels at stride {codec['stride']}, {codec['bits']} bits"),
+        ("latent", f"{codec['channels']} channels at stride {codec['stride']}, {codec['bits']} bits{steps}"),
         ("classes", _class_text([entry["name"] for entry in report["classes"]])),
     ]
     if report["description"]:

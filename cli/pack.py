@@ -4,6 +4,9 @@ INPUT is an .npy array (C, h, w), or a stack (N, C, h, w), of any integer type w
 [0, 2^BITS); '-' reads arrays from stdin, and several inputs of one shape become one stream.
 Float latents are refused unless --quantize says how to make integers of them (float2int).
 
+--coder inter codes latents against the one before, all but the first and those of --key-interval:
+for frames of a video, in order.
+
 With --centres the integers are indices into a codebook, which is recorded in the stream; bits are
 then as few as hold them.
 
@@ -46,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tile", type=_common.positive, nargs=2, metavar=("ROWS", "COLS"),
-        help="a lane of the context coder; larger: fewer bytes, less parallel (default: 14 32)",
+        help="a lane of the coders context and inter; larger: fewer bytes, less parallel (default: 14 32)",
     )  # fmt: skip
+    _common.add_key_interval(parser, None, "default, and only with --coder inter: 0")
     parser.add_argument(
         "--quantize",
         choices=("tensor", "channel", "fixed", "codebook"),
@@ -68,13 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Pack every latent of every input into one stream; returns the exit code."""
     from ..bitstream import Writer
-    from ..kernels import entropy
+    from ..kernels.frames import FrameEncoder
 
     _common.require_free_stdout(args.json, args.output)
+    if args.key_interval is not None and args.coder != "inter":
+        raise UsageError(f"--key-interval with --coder {args.coder}", hint="key frames belong to --coder inter")
     scaling, bits = _scaling(args)
     latents = _latents(args)
     first_name, first = next(latents)
     header = _header(args, first, scaling, bits)
+    encoder = FrameEncoder(header, (args.key_interval or 0) if args.coder == "inter" else 1)
     symbols = 0
     with _common.open_output_atomic(args.output, args.overwrite) as file:
         writer = Writer(file, header)
@@ -83,11 +90,11 @@ def run(args: argparse.Namespace) -> int:
                 raise InputError(f"{name}: shape {latent.shape}, but the stream began with {header.latent_shape}")
             if args.quantize:
                 try:
-                    payload = entropy.encode_latent(_float32(latent), header)
+                    payload = encoder.encode_latent(_float32(latent))
                 except InputError as error:
                     raise InputError(f"{name}: {error}", hint=error.hint) from error
             else:
-                payload = entropy.encode_symbols(_symbols(latent, header, name), header)
+                payload = encoder.encode_symbols(_symbols(latent, header, name))
             writer.write(payload)
             symbols += latent.size
         frames, size = writer.frames, writer.bytes_written

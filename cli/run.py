@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="DIR", help="label maps as PNGs: a pixel's value is its class")
     parser.add_argument("--overlay", metavar="FILE.mp4", help="video of the labels over the frames")
     _common.add_bundle(parser)
+    _common.add_step(parser, "; a .lseg stream has its own")
     _common.add_limit(parser)
     _common.add_kind(parser, ("lseg", "video", "images", "dali", "dali-gpu"))
     _common.add_backend(parser)
@@ -83,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
                 "frames and has no label maps",
                 hint="--jsonl FILE, or a bundle with a segmenter",
             )
-        # A bundle without one is refused before a pipe is waited for.
+        # What the bundle does not have, or cannot do, is refused before a pipe is waited for.
+        bundle.codec.scaling_at(1.0 if args.step is None else args.step)
         engine.placement.model_file(bundle, "classifier" if bundle.classifies else "segmenter")
         # Closed by segment(), in the thread that reads it, and not here: a silent pipe hangs who closes it elsewhere.
         source: Source[Any] = open_source(args.source, args.kind)
@@ -98,9 +100,9 @@ def run(args: argparse.Namespace) -> int:
             _common.note(args, f"bundle '{bundle.name}' has no decompressor: the overlay shows labels alone")
             with_frames = False
         results: Run[Any] = stack.enter_context(
-            engine.classify(source, limit=args.limit)
+            engine.classify(source, limit=args.limit, step=args.step)
             if bundle.classifies
-            else engine.segment(source, with_frames=with_frames, limit=args.limit)
+            else engine.segment(source, with_frames=with_frames, limit=args.limit, step=args.step)
         )
         classes = bundle.classes
         jsonl = stack.enter_context(JsonLinesSink(args.jsonl, classes, args.overwrite))

@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _training.add_step_range(segmenter)
     segmenter.add_argument(
         "--init", type=Path, metavar="RUN",
-        help="start from these weights instead of random ones: of the network, of a classifier with its backbone, or of "
-        "an RGB segmenter with its trunk",
+        help="start from these weights instead of random ones: of the network, of a classifier with its backbone, or "
+        "of an RGB segmenter with its trunk",
     )  # fmt: skip
     _training.add_labelled(segmenter)
     _training.add_loop(segmenter, lr=1e-3, weight_decay=0.02)

@@ -1,7 +1,7 @@
 """Get the latents of a .lseg stream back as one .npy stack (N, C, h, w): uint8 symbols, exactly.
 
---float writes the float32 latents that a segmenter would see (int2float) instead. Damaged frames
-are reported and left out, and the exit code is then 7.
+--float writes the float32 latents that a segmenter would see (int2float) instead. Damaged frames,
+and those that cannot be decoded without them, are reported and left out; the exit code is then 7.
 
 JSON keys: schema type frames latent_shape dtype lost lost_ranges (each [first, last], by frame
            index) damages
@@ -59,35 +59,39 @@ def run(args: argparse.Namespace) -> int:
 def _unpack(args: argparse.Namespace, source: BinaryIO, output: BinaryIO) -> dict[str, Any]:
     import numpy as np
 
-    from ..bitstream import Reader
-    from ..kernels import entropy
+    from ..bitstream import Damage, Reader
+    from ..engine.losses import Losses
+    from ..kernels.frames import FrameDecoder
     from ._npy import StackWriter
 
     reader = Reader(source, on_damage=_common.damage_reporter(args))
     header = reader.header
     stack = StackWriter(output, header.latent_shape, np.dtype("<f4" if args.float else "u1"))
-    undecodable: list[tuple[int, int]] = []
+    decoder, undecodable = FrameDecoder(header), list[Damage]()
+    losses = Losses(header, undecodable)
+    decode = decoder.decode_latent if args.float else decoder.decode_symbols
     for frame in _common.track(reader, args):
         try:
-            decode = entropy.decode_latent if args.float else entropy.decode_symbols
-            latent = decode(frame.payload, header)
-        except InputError as error:  # its CRC holds, so it was written wrong, not damaged on the way
-            undecodable.append((frame.index, 1))
-            _common.note(args, f"frame {frame.index}: {error}")
+            latent = decode(frame.payload, frame.index)
+        except InputError as error:
+            losses.add(frame.payload, frame.index, error)
             continue
+        losses.decoded(frame.index)
         stack.append(latent)
+    _common.note_damages(args, undecodable)
+    damages = [*reader.damages, *undecodable]
     if stack.count == 0:
-        lost = f"; {reader.damages[0].reason}" if reader.damages else ""
+        lost = f"; {damages[0].reason}" if damages else ""
         raise InputError(f"{args.input}: a stream with no readable frame{lost}")
     stack.finish()
-    ranges = [(d.frame_index, d.lost) for d in reader.damages if d.frame_index is not None and d.lost]
+    ranges = [(d.frame_index, d.lost) for d in damages if d.frame_index is not None and d.lost]
     return {
         "schema": 1,
         "type": "unpack",
         "frames": stack.count,
         "latent_shape": list(header.latent_shape),
         "dtype": "float32" if args.float else "uint8",
-        "lost": reader.lost + len(undecodable),
-        "lost_ranges": sorted([first, first + count - 1] for first, count in ranges + undecodable),
-        "damages": len(reader.damages) + len(undecodable),
+        "lost": sum(damage.lost for damage in damages),
+        "lost_ranges": sorted([first, first + count - 1] for first, count in ranges),
+        "damages": len(damages),
     }

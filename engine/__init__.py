@@ -3,7 +3,7 @@ export, and imports ONNX Runtime, PyAV and Pillow only when they are used."""
 
 from __future__ import annotations
 
-from .bundle import Bundle, ClassInfo, CodecSpec, load_bundle, shipped_bundles, write_bundle
+from .bundle import Bundle, ClassInfo, CodecSpec, load_bundle, named_bundles, shipped_bundles, write_bundle
 from .engine import Engine
 from .result import ClassifiedResult, EncodeSummary, Result
 from .run import Run
@@ -18,6 +18,7 @@ __all__ = [
     "Result",
     "Run",
     "load_bundle",
+    "named_bundles",
     "shipped_bundles",
     "write_bundle",
 ]

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..bitstream import Scaling, StreamHeader
+from ..bitstream import StreamHeader
 from ..errors import ArtifactError, InputError, OutputError, UsageError
+from .codec import ONE_STEP, CodecSpec
 from .manifest import (
     CLASSIFYING_ROLES,
     MANIFEST_NAME,
@@ -25,16 +26,24 @@ from .manifest import (
     SCHEMA,
     VARIANTS,
     ClassInfo,
-    CodecSpec,
     Manifest,
     parse_manifest,
     read_manifest,
     variants_of,
 )
 
-__all__ = ["Bundle", "ClassInfo", "CodecSpec", "add_variant", "load_bundle", "shipped_bundles", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "ClassInfo",
+    "CodecSpec",
+    "add_variant",
+    "load_bundle",
+    "named_bundles",
+    "shipped_bundles",
+    "write_bundle",
+]
 
-UNNAMED_CODEC = bytes(32)
+BUNDLES_VARIABLE = "LATENTSEG_BUNDLES"
 FP32 = "fp32"  # the variant that every role has: its ONNX file as it was exported
 WHY_FP32 = "only segmenters have other precisions; a codec's symbols must be the ones it was trained with"
 _HOW_TO_BUILD = {
@@ -142,61 +151,46 @@ class Bundle:
         self.model_path(role)
         return self._files[role].parameters
 
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of all model files, variants included."""
+        variants = [variant for by_name in self._variants.values() for variant in by_name.values()]
+        return sum(file.bytes for file in self._files.values()) + sum(variant.bytes for variant in variants)
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of one frame: h = ceil(height / stride), w = ceil(width / stride)."""
-        s = self.codec.stride
-        return self.codec.channels, -(-height // s), -(-width // s)
+        return self.codec.latent_shape(height, width)
 
-    def header(self, height: int, width: int, frame_rate: tuple[int, int] = (0, 1)) -> StreamHeader:
-        """The header of a stream of frames of height x width pixels. `frame_rate`: (num, den), (0, 1) unknown."""
+    def header(
+        self,
+        height: int,
+        width: int,
+        frame_rate: tuple[int, int] = (0, 1),
+        step: float = 1.0,
+        key_interval: int = 1,
+    ) -> StreamHeader:
+        """The header of a stream of frames of height x width pixels.
+
+        frame_rate: (num, den), (0, 1) unknown. step: of the quantisation; see `CodecSpec.scaling_at`. key_interval: see
+        `CodecSpec.coder_at`.
+        Raises UsageError for frames without pixels and a step or key interval that the codec cannot take.
+        """
         if height < 1 or width < 1:
             raise UsageError(f"frames are {height}x{width}, expected at least 1x1")
         return StreamHeader(
             codec_id=self.codec.id,
             latent_shape=self.latent_shape(height, width),
             bits=self.codec.bits,
-            scaling=self.codec.scaling,
+            scaling=self.codec.scaling_at(step),
             source_size=(height, width),
             frame_rate=frame_rate,
-            coder=self.codec.coder,
+            coder=self.codec.coder_at(key_interval),
             tile=self.codec.tile,
         )
 
     def check_stream(self, header: StreamHeader) -> None:
         """Raise ArtifactError unless a stream with this header is this bundle's codec's own."""
-        codec, found = self.codec, bytes(header.codec_id)
-        if found != codec.id:
-            what = "names no codec" if found == UNNAMED_CODEC else f"was written by codec {found.hex()[:16]}"
-            raise ArtifactError(
-                f"the stream {what}, expected {codec.id.hex()[:16]} ('{codec.name}', of bundle '{self.name}')",
-                hint="use the bundle that encoded the stream, or encode the source again with this one",
-            )
-        if header.bits != codec.bits:
-            raise ArtifactError(f"the stream has {header.bits} bits a symbol, expected {codec.bits} ('{codec.name}')")
-        channels, h, w = header.latent_shape
-        if channels != codec.channels:
-            raise ArtifactError(f"the stream has {channels} latent channels, expected {codec.channels}")
-        if header.source_size != (0, 0):
-            expected = self.latent_shape(*header.source_size)
-            if (channels, h, w) != expected:
-                height, width = header.source_size
-                raise ArtifactError(
-                    f"the stream's latent is {channels}x{h}x{w}, expected {expected[0]}x{expected[1]}x{expected[2]} "
-                    f"for frames of {height}x{width} at stride {codec.stride}"
-                )
-        scaling = header.scaling
-        if "codebook" in (scaling.mode, codec.scaling.mode) and scaling != codec.scaling:
-            raise ArtifactError(
-                f"the stream's scaling is {_scaling_text(scaling)}, expected {_scaling_text(codec.scaling)} "
-                f"('{codec.name}')",
-                hint="use the bundle that encoded the stream, or encode the source again with this one",
-            )
-
-
-def _scaling_text(scaling: Scaling) -> str:
-    if scaling.mode != "codebook":
-        return scaling.mode
-    return f"a codebook of {len(scaling.centres)} centres, " + ", ".join(f"{c:.6g}" for c in scaling.centres[:8])
+        self.codec.check_stream(header, self.name)
 
 
 def frame_size(header: StreamHeader, stride: int) -> tuple[int, int]:
@@ -215,29 +209,63 @@ def shipped_bundles() -> dict[str, Path]:
     return {p.parent.name: p.parent for p in sorted(root.glob(f"*/{MANIFEST_NAME}"))}
 
 
-def load_bundle(spec: str | os.PathLike[str]) -> Bundle:
-    """Load a bundle by the name of a shipped one ("camvid-compact"), or from a folder.
+def named_bundles() -> dict[str, tuple[Path, ...]]:
+    """Name -> folders of every bundle that has a name: the shipped ones, and those of `LATENTSEG_BUNDLES`.
 
-    A bare string means the shipped bundle of that name where there is one; "./name", or a Path, means a folder.
+    The environment variable holds folders, separated as in PATH; each folder in one of them that has a manifest is a
+    bundle of that folder's name. A name that is there twice has two folders, and `load_bundle` refuses it.
+    Raises UsageError where the variable names what is no folder.
+    """
+    found: dict[str, tuple[Path, ...]] = {name: (path,) for name, path in shipped_bundles().items()}
+    for text in filter(None, os.environ.get(BUNDLES_VARIABLE, "").split(os.pathsep)):
+        root = Path(text)
+        if not root.is_dir():
+            raise UsageError(
+                f"{BUNDLES_VARIABLE} names '{text}', which is no folder",
+                hint=f"set it to folders that hold bundles, separated by '{os.pathsep}', or unset it",
+            )
+        for path in (manifest.parent for manifest in sorted(root.glob(f"*/{MANIFEST_NAME}"))):
+            others = found.get(path.name, ())
+            if not any(path.samefile(other) for other in others):
+                found[path.name] = (*others, path)
+    return found
+
+
+def load_bundle(spec: str | os.PathLike[str]) -> Bundle:
+    """Load a bundle by its name ("camvid-compact"; see `named_bundles`), or from a folder.
+
+    A bare string means the bundle of that name where there is one; "./name", or a Path, means a folder.
 
     Raises
     ------
-    UsageError: a bare name that is neither shipped nor a folder (the message lists the known names).
-    InputError: no such folder. ArtifactError: the manifest or the files do not hold what they say.
+    UsageError: a bare name that is neither a bundle's nor a folder (the message lists the known names), or the name of
+    two bundles. InputError: no such folder. ArtifactError: the manifest or the files do not hold what they say.
     """
-    text = os.fspath(spec)
-    shipped = shipped_bundles()
-    path = shipped.get(text, Path(text)) if isinstance(spec, str) else Path(spec)
+    text, path = os.fspath(spec), Path(spec)
+    bare = path.name == text
+    named = named_bundles() if isinstance(spec, str) and bare else {}
+    if text in named:
+        path = _only(text, named[text])
     if not path.is_dir():
         if path.is_file():
             raise ArtifactError(f"'{text}' is a file, expected a bundle's folder", hint="give the folder that holds it")
-        if Path(text).name == text:
+        known = ", ".join(named if named else shipped_bundles()) or "none"
+        if bare:
             raise UsageError(
-                f"no bundle named '{text}'; shipped: {', '.join(shipped) or 'none'}",
-                hint="give one of these names, or the path of a bundle's folder",
+                f"no bundle named '{text}'; known: {known}",
+                hint=f"give one of these names, or a bundle's folder; {BUNDLES_VARIABLE} adds the bundles in a folder",
             )
-        raise InputError(f"no such folder: {text}", hint=f"shipped bundles: {', '.join(shipped) or 'none'}")
+        raise InputError(f"no such folder: {text}", hint=f"shipped bundles: {known}")
     return Bundle(path, read_manifest(path))
+
+
+def _only(name: str, places: Sequence[Path]) -> Path:
+    if len(places) > 1:
+        raise UsageError(
+            f"{len(places)} bundles are named '{name}': {', '.join(map(str, places))}",
+            hint="give the folder of the one that you mean, or rename the other's",
+        )
+    return places[0]
 
 
 def write_bundle(
@@ -288,7 +316,8 @@ def write_bundle(
             "scaling": scaling,
             "coder": codec.coder,
             "tile": list(codec.tile),
-        },
+        }
+        | ({} if codec.steps == ONE_STEP else {"steps": {"lo": codec.steps[0], "hi": codec.steps[1]}}),
         "files": {
             role: {
                 "path": f"{role}.onnx",

@@ -13,13 +13,28 @@ from typing import Any, Self, TypeVar
 
 from ..bitstream import Damage, StreamHeader
 from ..errors import InputError, UsageError
+from ..kernels.frames import FrameDecoder, FrameEncoder
+from ..kernels.gpu.batch import check_gpu_stream
 from .backends.base import usable_cores
 from .bundle import Bundle, frame_size, load_bundle
+from .losses import Losses, undecodable
 from .pipeline import Stage, Streaming
 from .placement import Placement
 from .result import ClassifiedResult, EncodeSummary, Result
 from .roles import Classifier, Compressor, Decompressor, Segmenter
-from .run import FrameStage, Run, Work, no_symbols, timed, to_classified, to_frame, to_result
+from .run import (
+    FrameStage,
+    Run,
+    Work,
+    check_drop,
+    check_limit,
+    check_own_step,
+    no_symbols,
+    timed,
+    to_classified,
+    to_frame,
+    to_result,
+)
 from .sinks.base import refuse_source
 from .sinks.lseg import StreamSink
 from .sources import FrameSource, Source, SourceFrame, StreamSource, open_frames, open_source
@@ -90,6 +105,7 @@ class Engine:
         with_frames: bool = False,
         drop_late: bool | None = None,
         limit: int | None = None,
+        step: float | None = None,
     ) -> Run[Result]:
         """Segment every frame of a source from its compressed bytes.
 
@@ -100,21 +116,22 @@ class Engine:
         with_frames: give each result its RGB frame as well; for an .lseg stream the decompressor makes it.
         drop_late: drop the oldest waiting frame when frames come too fast; None: for live sources only.
         limit: stop after so many frames; what lies behind them is not read.
+        step: of the quantisation of what is compressed, see `CodecSpec.scaling_at`; None: 1. A stream has its own.
 
         Raises
         ------
         InputError: the source is unreadable, or none of its frames is. ArtifactError: the stream is another codec's.
-        UsageError, BackendMissingError: see `open_source` and `open_backend`.
+        UsageError: a step that the codec cannot take, or one for a stream. UsageError, BackendMissingError: see
+        `open_source` and `open_backend`.
         """
         opened = open_source(source, kind) if isinstance(source, str | os.PathLike) else source
         with _closed_on_error(opened) as held:
-            header, size, stages = self._to_bytes(opened, held, with_frames, limit)
+            header, size, stages = self._to_bytes(opened, held, with_frames, drop_late, limit, step)
             damages: list[Damage] = []
             fused = self.placement.backend == "tensorrt"
             decompress = with_frames and isinstance(opened, StreamSource)
             if decompress or not fused:
-                role = self._role(Decompressor) if fused else self._role(Segmenter)
-                stages.append(timed("entropy_decode", self._decode_stage(role, header, damages)))
+                stages.append(timed("entropy_decode", _decode_stage(header, damages)))
             if decompress:
                 stages.append(timed("decompress", self._frames_stage(size)))
             stages.append(
@@ -132,6 +149,7 @@ class Engine:
         with_frames: bool = False,
         drop_late: bool | None = None,
         limit: int | None = None,
+        step: float | None = None,
     ) -> Run[ClassifiedResult]:
         """Classify every frame of a source from its compressed bytes; parameters and damage as of `segment`.
 
@@ -140,10 +158,9 @@ class Engine:
         self.placement.model_file(self.bundle, Classifier.role)  # refused before a pipe is waited for
         opened = open_source(source, kind) if isinstance(source, str | os.PathLike) else source
         with _closed_on_error(opened) as held:
-            header, size, stages = self._to_bytes(opened, held, with_frames, limit)
+            header, size, stages = self._to_bytes(opened, held, with_frames, drop_late, limit, step)
             damages: list[Damage] = []
-            classifier = self._role(Classifier)
-            stages.append(timed("entropy_decode", self._decode_stage(classifier, header, damages)))
+            stages.append(timed("entropy_decode", _decode_stage(header, damages)))
             if with_frames and isinstance(opened, StreamSource):
                 stages.append(timed("decompress", self._frames_stage(size)))
             stages.append(timed("classify", self._class_stage(size)))
@@ -159,13 +176,12 @@ class Engine:
         opened = open_source(source, "lseg") if isinstance(source, str | os.PathLike) else source
         assert isinstance(opened, StreamSource)
         with _closed_on_error(opened):
-            _check_limit(limit)
+            check_limit(limit)
             damages: list[Damage] = []
             size = frame_size(opened.header, self.bundle.codec.stride)
             self.bundle.check_stream(opened.header)
-            decompressor = self._role(Decompressor)
             stages = [
-                timed("entropy_decode", self._decode_stage(decompressor, opened.header, damages)),
+                timed("entropy_decode", _decode_stage(opened.header, damages)),
                 timed("decompress", self._frames_stage(size)),
             ]
             return self._start(opened, size, stages, damages, to_frame, None, limit)
@@ -179,29 +195,38 @@ class Engine:
         overwrite: bool = False,
         drop_late: bool | None = None,
         limit: int | None = None,
+        step: float = 1.0,
+        key_interval: int = 1,
         on_frame: Callable[[Run[Any]], None] | None = None,
     ) -> EncodeSummary:
         """Compress every frame of a source to an .lseg stream.
 
-        dest: a path, or "-" for stdout. drop_late, limit: as in `segment`.
+        dest: a path, or "-" for stdout. drop_late, limit: as in `segment`. step: of the quantisation, see
+        `CodecSpec.scaling_at`: a larger one costs fewer bits and more distortion.
+        key_interval: 1: every frame stands alone. N > 1: frames may refer to the one before (coder "inter"), with a key
+        frame, which stands alone, at least every N frames; 0: only the first one. A lost frame costs what follows it up
+        to the next key frame.
         on_frame: called with the run after each frame, to show progress.
         The file is made when the first frame is there, and is readable to its last whole frame however it ends.
 
         Raises
         ------
-        InputError: the source is unreadable. UsageError: `dest` exists and `overwrite` is false, or is the source.
+        InputError: the source is unreadable. UsageError: `dest` exists and `overwrite` is false, or is the source; or
+        a step or key interval that the codec cannot take. ArtifactError: a key interval other than 1 on "tensorrt".
         OutputError: writing failed (full disk).
         """
         if isinstance(source, str | os.PathLike):
             refuse_source(source, dest)
+        # What cannot be is refused before a source is waited for.
+        self._check_coder(self.bundle.header(1, 1, step=step, key_interval=key_interval))
         start = time.perf_counter()
         payload_bytes = 0
         with StreamSink(dest, overwrite) as sink:
             opened = open_frames(source, kind) if isinstance(source, str | os.PathLike) else source
             with _closed_on_error(opened) as held:
-                _check_limit(limit)
-                header = self._header(opened)
-                stages = [self._compress_stage(opened, header, held, keep_rgb=False)]
+                check_limit(limit)
+                header = self.bundle.header(*opened.size, opened.frame_rate, step, key_interval)
+                stages = [self._compress_stage(opened, header, held, keep_rgb=False, key_interval=key_interval)]
                 run = self._start(opened, opened.size, stages, [], lambda work: work, drop_late, limit)
             with run:
                 for work in run:
@@ -242,31 +267,43 @@ class Engine:
         return role
 
     def _to_bytes(
-        self, source: Source[Any], held: ExitStack, with_frames: bool, limit: int | None
+        self,
+        source: Source[Any],
+        held: ExitStack,
+        with_frames: bool,
+        drop_late: bool | None,
+        limit: int | None,
+        step: float | None,
     ) -> tuple[StreamHeader, tuple[int, int], list[Stage]]:
         """How a source comes as bytes: the header, the frames' (H, W), and the stage that compresses, where it must."""
-        _check_limit(limit)
+        check_limit(limit)
         stages: list[Stage] = []
         if isinstance(source, StreamSource):
+            check_own_step(source.name, step)
             header = source.header
+            check_drop(header, drop_late)
+            self._check_coder(header)
         else:
-            header = self._header(source)
+            header = self.bundle.header(*source.size, source.frame_rate, 1.0 if step is None else step)
             stages.append(self._compress_stage(source, header, held, keep_rgb=with_frames))
         self.bundle.check_stream(header)
         return header, frame_size(header, self.bundle.codec.stride), stages
 
-    def _header(self, source: Source[Any]) -> StreamHeader:
-        return self.bundle.header(*source.size, source.frame_rate)
+    def _check_coder(self, header: StreamHeader) -> None:
+        if self.placement.backend == "tensorrt":
+            check_gpu_stream(header)
 
-    def _compress_stage(self, source: Source[Any], header: StreamHeader, held: ExitStack, *, keep_rgb: bool) -> Stage:
+    def _compress_stage(
+        self, source: Source[Any], header: StreamHeader, held: ExitStack, *, keep_rgb: bool, key_interval: int = 1
+    ) -> Stage:
         if self.placement.backend == "tensorrt":
             return self._fused_compress_stage(source, header, held, keep_rgb)
-        compressor = self._role(Compressor)
+        compressor, encoder = self._role(Compressor), FrameEncoder(header, key_interval)
 
         def stage(work: Work) -> Work:
             assert work.rgb is not None
             try:
-                (payload,) = compressor.encode(work.rgb[None], header)
+                payload = encoder.encode_latent(compressor.latents(work.rgb[None])[0])
             except InputError as error:
                 raise no_symbols(work, error) from None
             return replace(work, payload=payload, rgb=work.rgb if keep_rgb else None)
@@ -290,18 +327,6 @@ class Engine:
                 yield from fused.run(works, keep_rgb=keep_rgb)
 
         return Streaming(transform)
-
-    def _decode_stage(
-        self, role: Segmenter | Classifier | Decompressor, header: StreamHeader, damages: list[Damage]
-    ) -> FrameStage:
-        def stage(work: Work) -> Work | None:
-            try:
-                return replace(work, latents=role.entropy_decode([work.payload], header))
-            except InputError as error:
-                damages.append(_undecodable(work, error))
-                return None
-
-        return stage
 
     def _frames_stage(self, size: tuple[int, int]) -> FrameStage:
         decompressor = self._role(Decompressor)
@@ -342,7 +367,7 @@ class Engine:
         held.callback(fused.close)
 
         def damaged(work: Work, error: InputError) -> None:
-            damages.append(_undecodable(work, error))
+            damages.append(undecodable(work.index, error))
 
         def transform(works: Iterator[Work]) -> Iterator[Work]:
             with fused:
@@ -372,14 +397,19 @@ class Engine:
         return run
 
 
-def _undecodable(work: Work, error: InputError) -> Damage:
-    """The container's CRC fits and yet the coder cannot read it: damage that came before the writer."""
-    return Damage(-1, f"frame {work.index} does not decode: {error}", work.index, lost=1)
+def _decode_stage(header: StreamHeader, damages: list[Damage]) -> FrameStage:
+    decoder, losses = FrameDecoder(header), Losses(header, damages)
 
+    def stage(work: Work) -> Work | None:
+        try:
+            latent = decoder.decode_latent(work.payload, work.index)
+        except InputError as error:
+            losses.add(work.payload, work.index, error)
+            return None
+        losses.decoded(work.index)
+        return replace(work, latents=latent[None])
 
-def _check_limit(limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit is {limit}, expected at least 1")
+    return stage
 
 
 @contextmanager

@@ -12,22 +12,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, get_args
+from typing import Any
 
 from ..bitstream import Scaling
 from ..bitstream.header import (
-    DEFAULT_CODER,
-    DEFAULT_TILE,
+    CODERS,
     MAX_LANE_SYMBOLS,
     MIN_LANE_SYMBOLS,
     SCALING_MODES,
-    Coder,
     codebook_bits,
     is_tile,
 )
 from ..errors import ArtifactError, InputError
+from .codec import ONE_STEP, CodecSpec
 
 SCHEMA = 1
+LONE_CODERS = tuple(coder for coder in CODERS if coder != "inter")  # a stream is of "inter", no codec
 MANIFEST_NAME = "manifest.json"
 
 # Role -> what its model does. The ONNX interface of each is in `roles.py`.
@@ -50,36 +50,11 @@ FP32_VARIANTS = ("torch",)
 _MAX_MANIFEST_BYTES = 16 << 20  # the names of the most classes take 3 MiB
 _MAX_CHANNELS = 4096
 _MAX_STRIDE = 256
+_MAX_STEP = 1000
 _MAX_CLASSES = 256  # labels are uint8
 _MAX_CLASSIFIED = 1 << 16  # a classifier's
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REEXPORT = "export the bundle again: latentseg export"
-
-
-@dataclass(frozen=True)
-class CodecSpec:
-    """What a stream must agree with to be this codec's.
-
-    Parameters
-    ----------
-    name: the codec's registry name.
-    id: 32 bytes, SHA-256 of the codec's weights; every stream names it in its header.
-    channels: C of the latent (C, h, w).
-    stride: source pixels per latent position, along each axis.
-    bits: n; symbols lie in [0, 2^n), 1 <= n <= 8.
-    scaling: float2int's range, per tensor, per channel or fixed, or its codebook.
-    coder: which entropy coder its streams are written with.
-    tile: (rows, columns) of a lane of coder "context"; (0, 0) with the others.
-    """
-
-    name: str
-    id: bytes
-    channels: int
-    stride: int
-    bits: int
-    scaling: Scaling
-    coder: Coder = DEFAULT_CODER
-    tile: tuple[int, int] = DEFAULT_TILE
 
 
 @dataclass(frozen=True)
@@ -205,18 +180,36 @@ def _parse_codec(section: _Section) -> CodecSpec:
     codec_id = section.string("id")
     if not _SHA256.fullmatch(codec_id):
         raise section.error("id", repr(codec_id), "64 lower-case hex digits (SHA-256)")
-    coder = section.choice("coder", get_args(Coder))
+    coder = section.choice("coder", LONE_CODERS)
     bits = section.integer("bits", 1, 8)
+    scaling = _parse_scaling(section.section("scaling"), bits)
     return CodecSpec(
         name=section.string("name"),
         id=bytes.fromhex(codec_id),
         channels=section.integer("channels", 1, _MAX_CHANNELS),
         stride=section.integer("stride", 1, _MAX_STRIDE),
         bits=bits,
-        scaling=_parse_scaling(section.section("scaling"), bits),
+        scaling=scaling,
         coder=coder,  # type: ignore[arg-type]
         tile=_parse_tile(section, coder),
+        # Optional: a reader that does not know it writes streams of step 1, which always lies within.
+        steps=_parse_steps(section.section("steps"), scaling) if "steps" in section.value else ONE_STEP,
     )
+
+
+def _parse_steps(section: _Section, scaling: Scaling) -> tuple[float, float]:
+    lowest, highest = section.number("lo"), section.number("hi")
+    if not 1 / _MAX_STEP <= lowest <= 1:
+        raise section.error("lo", str(lowest), f"{1 / _MAX_STEP:g} to 1, the codec's own step")
+    if not 1 <= highest <= _MAX_STEP:
+        raise section.error("hi", str(highest), f"1, the codec's own step, to {_MAX_STEP}")
+    if scaling.mode != "fixed":
+        raise section.error("lo", f"there beside scaling '{scaling.mode}'", "no steps, but with scaling 'fixed'")
+    try:
+        Scaling("fixed", highest * scaling.lo, highest * scaling.hi)
+    except InputError:
+        raise section.error("hi", str(highest), "a multiple of the range whose 255-fold fits into float32") from None
+    return lowest, highest
 
 
 def _parse_tile(section: _Section, coder: str) -> tuple[int, int]:

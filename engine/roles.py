@@ -110,7 +110,9 @@ class _LatentRole(_Role):
     def entropy_decode(self, payloads: Sequence[bytes], header: StreamHeader, threads: int = 1) -> Latents:
         """One payload a frame -> (N, C, h, w) float32, dequantised by int2float; `threads` decode lanes in parallel.
 
-        Raises InputError where a payload is damaged; ArtifactError where the stream is another codec's.
+        Each frame alone: those that refer to the one before are read by `kernels.frames.FrameDecoder`.
+        Raises InputError where a payload is damaged or refers to another; ArtifactError where the stream is another
+        codec's.
         """
         self.bundle.check_stream(header)
         out = np.empty((len(payloads), *header.latent_shape), np.float32)

@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..bitstream import Damage, Frame
+from ..bitstream import Damage, Frame, StreamHeader
 from ..errors import InputError, UsageError
 from .pipeline import Pipeline, Stage
 from .result import ClassifiedResult, Result
@@ -153,6 +153,30 @@ def reading(source: Source[Any], limit: int | None = None) -> Iterator[Work]:
 def no_symbols(work: Work, error: InputError) -> InputError:
     """The error of a frame whose latent cannot be quantised, naming the frame."""
     return InputError(f"frame {work.index}: {error}", hint=error.hint)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise UsageError for a limit below 1."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}, expected at least 1")
+
+
+def check_drop(header: StreamHeader, drop_late: bool | None) -> None:
+    """Raise UsageError where late frames of a stream shall be dropped that others refer to."""
+    if drop_late and header.coder == "inter":
+        raise UsageError(
+            "late frames of a stream of coder inter cannot be dropped: those behind them refer to them",
+            hint="leave drop_late out, or encode the source again: latentseg encode --key-interval 1",
+        )
+
+
+def check_own_step(name: str, step: float | None) -> None:
+    """Raise UsageError for a quantisation step that is asked of an .lseg stream called `name`."""
+    if step is not None:
+        raise UsageError(
+            f"a quantisation step of {step:g} for {name}, an .lseg stream, which has its own",
+            hint="leave it out, or encode the source again with it: latentseg encode --step",
+        )
 
 
 def timed(name: str, stage: FrameStage) -> FrameStage:

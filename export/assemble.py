@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from ..bitstream import Scaling, StreamHeader
 from ..bitstream.header import DEFAULT_CODER, tile_for
 from ..engine.bundle import Bundle, ClassInfo, CodecSpec, add_variant, write_bundle
+from ..engine.codec import ONE_STEP
 from ..engine.manifest import CLASSIFYING_ROLES
 from ..errors import ArtifactError, UsageError
 from ..models import registry
 from ..training.checkpoint import Weights
 from ..training.data import ClassSet
 from ..training.image_sets import settings_names
+from ..training.steps import common_steps, trained_steps
 from ..training.train_segmenter import check_fit
 from .onnx import OPSET, Exported, classifier_graph, codec_graphs, export_role, halve_weights, segmenter_graph
 from .program import verify_program, write_program
@@ -60,7 +62,8 @@ def export_bundle(
     (height, width). coder, tile: of the streams that the bundle writes. half_weights: store the weights as float16, but
     for the codec's (its symbols must be the ones it was trained with). programs: add an exported program of every role,
     as its variant "torch". Verification runs at one stride by one stride, at `size` and at `largest`, in batches of 1,
-    2 and 1.
+    2 and 1. The quantisation steps in the manifest are those that the codec and what takes its latents were all
+    trained for.
 
     Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
     """
@@ -84,6 +87,7 @@ def export_bundle(
         scaling=Scaling(*net.scaling),  # type: ignore[misc]
         coder=coder,  # type: ignore[arg-type]
         tile=tile_for(coder, tile or net.tile),  # type: ignore[arg-type]
+        steps=bundle_steps(codec, parts),
     )
     graphs = codec_graphs(net)
     for role, weights in parts.items():
@@ -173,6 +177,23 @@ def _check_codec(role: str, weights: Weights, codec: Weights) -> None:
             f"the {role} was trained on the latents of codec {trained_on[:16]}, found {codec.content_id[:16]}",
             hint=f"give the codec that the {role} was trained with",
         )
+
+
+def bundle_steps(codec: Weights, parts: Mapping[str, Weights]) -> tuple[float, float]:
+    """Lowest and highest quantisation step that the codec and what takes its latents were all trained for.
+
+    parts: the other networks, by role; those of RGB do not count. Raises ArtifactError where 1 is not among the steps.
+    """
+    latent = {role: weights for role, weights in parts.items() if not role.startswith("rgb")}
+    ranges = {role: trained_steps(w.facts["settings"]) for role, w in {"codec": codec, **latent}.items()}
+    lowest, highest = common_steps(ranges.values())
+    if not lowest <= 1 <= highest:
+        learned = ", ".join(f"the {role} for {low:g} to {high:g}" for role, (low, high) in ranges.items())
+        raise ArtifactError(
+            f"trained for quantisation steps: {learned}; expected ranges that all hold 1, which bundles start from",
+            hint="train with a --step-range LO HI around 1",
+        )
+    return (lowest, highest) if lowest < highest else ONE_STEP
 
 
 def _shapes(stride: int, size: tuple[int, int], largest: tuple[int, int]) -> list[tuple[int, int, int]]:

@@ -47,11 +47,13 @@ def write_tiny_bundle(
     name: str = "tiny",
     codec_seed: str = "tiny",
     centres: Sequence[float] = (),
+    steps: tuple[float, float] = (1.0, 1.0),
     overwrite: bool = False,
 ) -> Bundle:
     """Write the tiny bundle to `path`; another `codec_seed` gives the same codec under another id.
 
-    centres: those of a codec whose symbols are the nearest one's index, in place of the rounded mean.
+    centres: those of a codec whose symbols are the nearest one's index, in place of the rounded mean. steps: those
+    that the manifest says it was trained for.
     """
     codec = CodecSpec(
         name="tiny-mean",
@@ -60,6 +62,7 @@ def write_tiny_bundle(
         stride=STRIDE,
         bits=(len(centres) - 1).bit_length() if centres else 8,
         scaling=Scaling("codebook", centres=tuple(centres)) if centres else Scaling("fixed", 0.0, 255.0),
+        steps=steps,
     )
     with tempfile.TemporaryDirectory() as folder:
         models: dict[str, tuple[Path, float, int]] = {}
@@ -81,14 +84,14 @@ def block_means(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return blocks.astype(np.float64).mean(axis=(2, 4)).transpose(0, 3, 1, 2).astype(np.float32)
 
 
-def symbols(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The codec's symbols by hand: block means rounded half to even."""
-    return np.rint(block_means(frames)).astype(np.uint8)
+def symbols(frames: npt.NDArray[np.uint8], step: float = 1.0) -> npt.NDArray[np.uint8]:
+    """The codec's symbols by hand: block means over the step, rounded half to even; there are 256 of them."""
+    return np.rint(block_means(frames).astype(np.float64) / step).clip(0, 255).astype(np.uint8)
 
 
-def labels(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def labels(frames: npt.NDArray[np.uint8], step: float = 1.0) -> npt.NDArray[np.uint8]:
     """The compressed-domain segmenter by hand: (N, H, W, 3) -> (N, H, W) uint8."""
-    small = symbols(frames).argmax(axis=1).astype(np.uint8)
+    small = symbols(frames, step).argmax(axis=1).astype(np.uint8)
     return small.repeat(STRIDE, axis=1).repeat(STRIDE, axis=2)[:, : frames.shape[1], : frames.shape[2]]
 
 

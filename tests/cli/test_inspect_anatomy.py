@@ -121,6 +121,17 @@ def test_long_streams_are_sampled_evenly(
     assert (f"means of {taken} evenly spaced frames" in capsys.readouterr().out) == (taken < frames)
 
 
+@pytest.mark.parametrize("interval", [2, 3, 8, 30, 64])
+def test_key_frames_are_sampled_as_often_as_they_come(interval: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = _anatomy.Sample(make_header(coder="inter"))
+    monkeypatch.setattr(_anatomy, "dissect", lambda payload, h: payload[0])
+    for number in range(5000):
+        sample.add(bytes([number % interval > 0]))
+    kinds = [kind for _, kind in sample._taken]
+    assert 120 <= len(kinds) <= 256
+    assert abs(kinds.count(0) - len(kinds) / interval) < 3
+
+
 def test_frames_of_very_many_lanes_are_few() -> None:
     tiles = StreamHeader(bytes(32), (64, 1024, 1024), 8, Scaling("fixed", 0.0, 1.0), tile=(4, 4))
     assert _anatomy.Sample(tiles)._limit == 1

@@ -111,6 +111,13 @@ def test_a_codebook_is_loaded_as_it_was_written(tiny_bundle: Bundle, tmp_path: P
         ("codec.scaling", {"mode": "codebook", "centres": [0, 1, 2]}, "is 3 numbers, expected 129 to 256, as 8 bits"),
         ("codec.scaling.lo", 1e9, "at most hi"),
         ("codec.scaling.hi", ..., "'codec.scaling.hi' is missing"),
+        ("codec.steps", 2, "'codec.steps' is 2 (int), expected an object"),
+        ("codec.steps", {"lo": 0.5}, "'codec.steps.hi' is missing, expected a number"),
+        ("codec.steps", {"lo": 0, "hi": 2}, "'codec.steps.lo' is 0.0, expected 0.001 to 1, the codec's own step"),
+        ("codec.steps", {"lo": 1.5, "hi": 2}, "'codec.steps.lo' is 1.5, expected 0.001 to 1, the codec's own step"),
+        ("codec.steps", {"lo": 0.5, "hi": 0.9}, "'codec.steps.hi' is 0.9, expected 1, the codec's own step, to 1000"),
+        ("codec.steps", {"lo": 0.5, "hi": 1e9}, "'codec.steps.hi' is 1000000000.0, expected 1, the codec's own"),
+        ("codec.steps", {"lo": 0.5, "hi": float("inf")}, "holds what JSON text cannot"),
         ("files.compressor", ..., "the role is required"),
         ("files.oracle", {}, "unknown role 'oracle'"),
         ("files.segmenter.path", "../segmenter.onnx", "relative path inside the bundle"),
@@ -203,7 +210,7 @@ def test_role_that_is_not_there(tmp_path: Path) -> None:
 def test_names_and_folders(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "shipped_bundles", lambda: {"tiny": tiny_bundle.path})
     assert load_bundle("tiny").path == tiny_bundle.path
-    with pytest.raises(UsageError, match=r"no bundle named 'tinny'; shipped: tiny") as usage:
+    with pytest.raises(UsageError, match=r"no bundle named 'tinny'; known: tiny") as usage:
         load_bundle("tinny")
     assert usage.value.exit_code == 2
     with pytest.raises(InputError) as missing:

@@ -129,3 +129,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     huffman = replace(HEADER, coder="huffman-frame", tile=(0, 0), lane_symbols=4096)
     with pytest.raises(ArtifactError, match=r"h\.lseg: a stream of coder huffman-frame, expected context"):
         DaliPayloads(write(tmp_path / "h.lseg", payloads(1, huffman), huffman))
+    refers = replace(HEADER, coder="inter")
+    with pytest.raises(ArtifactError, match=r"i\.lseg: a stream of coder inter, expected context") as caught:
+        DaliPayloads(write(tmp_path / "i.lseg", payloads(1, refers), refers))
+    assert "--key-interval 1" in caught.value.hint
