@@ -99,7 +99,8 @@ class Codec:
 def make_arms(q: Symbols, out: NDArray[np.float32], setup: Setup) -> list[Arm | Missing]:
     """The arms for symbols q (C, h, w), all decoding into out (float32, same shape)."""
     arms: list[Arm | Missing] = []
-    for coder in get_args(Coder):
+    # Of a frame alone, "inter" makes what "context" makes, and a byte.
+    for coder in (coder for coder in get_args(Coder) if coder != "inter"):
         arms += [_ours(coder, q, out, setup, threads) for threads in setup.threads]
     for name, package, make in OTHERS:
         try:

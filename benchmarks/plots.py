@@ -93,7 +93,7 @@ def _draw_stages(axes: Any, result: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _log_x(axes: Any) -> None:
+def log_x(axes: Any) -> None:
     """A logarithmic x axis with plain numbers on it."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -119,7 +119,7 @@ def _draw_quality(axes: Any, result: dict[str, Any]) -> None:
     ceiling = result["ceiling"] and quality(result["ceiling"])
     if ceiling is not None and scored:
         axes.axhline(ceiling, color="#555555", linestyle="--", linewidth=1, label="RGB network, original frames")
-    _log_x(axes)
+    log_x(axes)
     axes.set_xlabel("bits per pixel (real bytes on the wire, log scale)")
     axes.set_ylabel(name if scored else "agreement with the RGB network on originals")
     axes.set_title("Quality against rate", fontsize=10)
@@ -161,7 +161,7 @@ def plot_gains(rows: list[dict[str, Any]], path: Path) -> None:
         handles.append(Line2D([], [], color="#555555", marker=marker, linestyle="", label=way))
     for fill, label in (("#555555", "filled: with the decoder"), ("none", "hollow: the network alone")):
         handles.append(Line2D([], [], color="#555555", marker="D", linestyle="", markerfacecolor=fill, label=label))
-    _log_x(axes)
+    log_x(axes)
     axes.set_xlabel(f"{unit} a frame (log scale)")
     axes.set_ylabel(name)
     axes.set_title(f"{rows[0]['data']}: quality against the receiver's cost", fontsize=10)
@@ -208,7 +208,7 @@ def plot_rate_distortion(rows: list[dict[str, Any]], path: Path, title: str) -> 
                         label=name if coder is None else f"{name}, {coder}",
                         **hollow,
                     )
-        _log_x(axes)
+        log_x(axes)
         axes.set_xlabel("bits per pixel (real bytes, log scale)")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3, which="both")

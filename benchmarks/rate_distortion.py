@@ -50,8 +50,13 @@ class Point:
     code: Callable[[Frame], Coded]
 
 
-def learned_points(name: str, bundle: Bundle, stack: ExitStack, threads: int | None = None) -> Iterator[Point]:
-    """A bundle's codec with each of CODERS; its networks stay open as long as `stack`."""
+def learned_points(
+    name: str, bundle: Bundle, stack: ExitStack, threads: int | None = None, steps: Sequence[float] = (1.0,)
+) -> Iterator[Point]:
+    """A bundle's codec with each of CODERS at step 1, and with the first of them at the other `steps` that it knows.
+
+    Its networks stay open as long as `stack`.
+    """
     from ..bitstream import Writer
     from ..engine.placement import Placement
     from ..engine.roles import Compressor, Decompressor
@@ -59,10 +64,10 @@ def learned_points(name: str, bundle: Bundle, stack: ExitStack, threads: int | N
     compressor = stack.enter_context(Compressor(bundle, Placement(threads=threads)))
     decompressor = stack.enter_context(Decompressor(bundle, Placement(threads=threads)))
 
-    def under(coder: Coder) -> Callable[[Frame], Coded]:
+    def under(coder: Coder, step: float) -> Callable[[Frame], Coded]:
         def code(frame: Frame) -> Coded:
             size = (frame.shape[0], frame.shape[1])
-            own = bundle.header(*size)
+            own = bundle.header(*size, step=step)
             # (0, 0), of a bundle with another coder, means the context coder's default.
             tile, lane = tile_for(coder, own.tile), StreamHeader.lane_symbols
             header = dataclasses.replace(own, coder=coder, tile=tile, lane_symbols=lane)
@@ -73,15 +78,18 @@ def learned_points(name: str, bundle: Bundle, stack: ExitStack, threads: int | N
         return code
 
     scores = bundle.manifest.get("scores", {})
-    for coder in CODERS:
+    lowest, highest = bundle.codec.steps
+    others = [(CODERS[0], step) for step in steps if step != 1 and lowest <= step <= highest]
+    for coder, step in [*((coder, 1.0) for coder in CODERS), *others]:
         setting = {
             "bundle": bundle.name,
             "codec": bundle.codec.name,
             "codec_id": bundle.codec.id.hex(),
             "coder": coder,
-            "rate_model_bpp": scores.get("rate_model_bpp"),
+            "step": step,
+            "rate_model_bpp": scores.get("rate_model_bpp") if step == 1 else None,
         }
-        yield Point(name, "learned", setting, under(coder))
+        yield Point(name, "learned", setting, under(coder, step))
 
 
 def jpeg_points(qualities: Iterable[int] = JPEG_QUALITIES) -> Iterator[Point]:
@@ -173,7 +181,11 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     cells = []
     for row in sorted(rows, key=lambda row: (row["kind"] != "learned", row["codec"], row["bpp"])):
         setting = row["setting"]
-        shown = f"{setting['bundle']}, {setting['coder']}" if row["kind"] == "learned" else f"q {setting['quality']}"
+        shown = (
+            f"{setting['bundle']}, {setting['coder']}, step {setting['step']:g}"
+            if row["kind"] == "learned"
+            else f"q {setting['quality']}"
+        )
         numbers = [report.number(row[key], digits) for key, digits in (("psnr", 2), ("ssim", 4))]
         rate = [report.number(row["bpp"], 3), report.number(row["compression_factor"], 1)]
         cells.append([row["codec"], shown, *rate, *numbers])
@@ -186,6 +198,7 @@ def run(
     *,
     webp: bool = False,
     threads: int | None = None,
+    steps: Sequence[float] = (1.0,),
     progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> list[dict[str, Any]]:
     """Measure every codec, JPEG and (if asked for) WebP on every data set: one row for each set and setting."""
@@ -197,7 +210,7 @@ def run(
         "versions": describe_versions(),
     }
     with ExitStack() as stack:
-        points = [point for name, bundle in codecs for point in learned_points(name, bundle, stack, threads)]
+        points = [point for name, bundle in codecs for point in learned_points(name, bundle, stack, threads, steps)]
         points += jpeg_points()
         points += webp_points() if webp else ()
         return [
@@ -214,6 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--codec", action="append", default=[], metavar="NAME=BUNDLE", help="a bundle; one NAME may have several rates"
     )
+    parser.add_argument(
+        "--steps", type=float, nargs="+", default=[1.0], metavar="S",
+        help="quantisation steps; each bundle is measured at those that it was trained for, and at 1",
+    )  # fmt: skip
     parser.add_argument("--images", action="append", required=True, metavar="[NAME=]FOLDER", help="a data set")
     parser.add_argument("--webp", action="store_true", help="measure WebP too")
     parser.add_argument("--threads", type=int, help="threads of the networks (default: all cores)")
@@ -239,8 +256,9 @@ def _run(args: argparse.Namespace) -> None:
     codecs = [(name, load_bundle(path)) for name, path in map(_named, args.codec)]
     data = [(name, Path(path)) for name, path in map(_named, args.images)]
     rows = run(
-        codecs, data, webp=args.webp, threads=args.threads, progress=lambda files: tqdm(files, unit="image", delay=1.0)
-    )
+        codecs, data, webp=args.webp, threads=args.threads, steps=args.steps,
+        progress=lambda files: tqdm(files, unit="image", delay=1.0),
+    )  # fmt: skip
     for name, _ in data:
         chosen = [row for row in rows if row["data"] == name]
         print(f"{name}: {chosen[0]['images']} images\n{text(chosen)}\n")

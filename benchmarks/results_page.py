@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from . import gains_report, gpu_report, plots, report
+from . import frontier_plot, frontier_report, gains_report, gpu_report, paper_table, plots, report, video_report
 from .entropy import label
 
 _INTRO = """\
@@ -61,8 +61,8 @@ _PLOTS = {
 
 
 def page(folder: Path) -> str:
-    """The whole page from the rows in `folder`: bench.jsonl, rate_distortion.jsonl, entropy.jsonl; gains.jsonl and
-    gpu.jsonl if any."""
+    """The whole page from the rows in `folder`: bench.jsonl, rate_distortion.jsonl, entropy.jsonl; if any, gains.jsonl,
+    frontier.jsonl, paper_table.jsonl, video_rates.jsonl and gpu.jsonl."""
     parts = [_INTRO]
     for row in _rows(folder / "bench.jsonl"):
         setup = row["configuration"]
@@ -82,6 +82,10 @@ def page(folder: Path) -> str:
     entropy = list(_rows(folder / "entropy.jsonl"))
     parts.append(f"## The entropy coder\n\n{_ENTROPY}\n```\n{entropy_table(entropy)}\n```\n")
     parts += gains_report.page_parts(_rows_if_any(folder / "gains.jsonl"))
+    frontier = _rows_if_any(folder / "frontier.jsonl")
+    parts += frontier_report.page_parts(frontier)
+    parts += paper_table.page_parts([*frontier, *_rows_if_any(folder / "paper_table.jsonl")])
+    parts += video_report.page_parts(_rows_if_any(folder / "video_rates.jsonl"))
     parts += gpu_parts(_rows_if_any(folder / "gpu.jsonl"))
     return "\n".join(parts)
 
@@ -111,6 +115,7 @@ def learned_table(rows: Sequence[dict[str, Any]]) -> str:
         cells.append(
             [
                 f"{row['codec']} ({setting['bundle']})",
+                report.number(setting.get("step", 1.0), 2),
                 setting["coder"],
                 report.number(row["bpp"], 3),
                 report.number(setting.get("rate_model_bpp"), 3),
@@ -121,7 +126,7 @@ def learned_table(rows: Sequence[dict[str, Any]]) -> str:
                 report.number(at[1], 3),
             ]
         )
-    header = ["codec", "coder", "bpp", "model bpp", "factor", "PSNR dB", "JPEG", "SSIM", "JPEG"]
+    header = ["codec", "step", "coder", "bpp", "model bpp", "factor", "PSNR dB", "JPEG", "SSIM", "JPEG"]
     return report.table(header, cells)
 
 
@@ -150,11 +155,16 @@ def _rows_if_any(path: Path) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code. The plots of gains.jsonl are drawn beside the page."""
+    """The command line; returns the exit code. Plots of gains, frontier and video rows are drawn beside the page."""
     source, target = argv if argv is not None else sys.argv[1:]
     Path(target).write_text(page(Path(source)), encoding="utf-8")
     for data, rows in gains_report.latest(_rows_if_any(Path(source) / "gains.jsonl")).items():
         plots.plot_gains(rows, Path(target).parent / gains_report.plot_name(data))
+    for data, rows in frontier_report.latest(_rows_if_any(Path(source) / "frontier.jsonl")).items():
+        frontier_plot.plot_frontier(rows, Path(target).parent / frontier_report.plot_name(data))
+    videos = _rows_if_any(Path(source) / "video_rates.jsonl")
+    if videos:
+        video_report.plot_video(videos, Path(target).parent / video_report.PLOT)
     return 0
 
 

@@ -68,8 +68,9 @@ class Setup:
         clip: Clip,
         names: Sequence[str] = ARM_NAMES,
         placement: Placement = Placement(),  # noqa: B008 (frozen)
+        step: float = 1.0,
     ) -> None:
-        self._bundle, self._clip = bundle, clip
+        self._bundle, self._clip, self._step = bundle, clip, step
         self._threads = placement.threads or usable_cores()
         self._placement = replace(placement, threads=self._threads)
         self._stack = ExitStack()
@@ -107,7 +108,7 @@ class Setup:
 
         bundle, clip, threads = self._bundle, self._clip, self._threads
         latent, rgb = (Classifier, RgbClassifier) if bundle.classifies else (Segmenter, RgbSegmenter)
-        header = bundle.header(*clip.size, clip.frame_rate)
+        header = bundle.header(*clip.size, clip.frame_rate, self._step)
         with Compressor(bundle, self._placement) as compressor:
             self.provider = compressor.backend.provider
             codec = self._sent("codec", send_codec(compressor, header, clip.frames))
@@ -164,6 +165,7 @@ def run(
     warmup: int = 3,
     placement: Placement = Placement(),  # noqa: B008 (frozen)
     seed: int = 0,
+    step: float = 1.0,
     progress: Progress = _no_progress,
 ) -> dict[str, Any]:
     """Measure the arms on a clip and return the result (schema 1), ready for `json.dumps(..., allow_nan=False)`.
@@ -174,11 +176,12 @@ def run(
     the reason; an arm asked for by name that cannot run is an error. batches: frames a batch; sizes above the number
     of frames are left out with a note. rounds: timed passes of every arm at every batch size. warmup: untimed batches
     before each. placement: what runs the networks; its threads are the JPEG pool's and the video decoder's, too.
+    step: of the codec's quantisation; the JPEGs of the codec's size are as large as it makes them.
 
     Raises
     ------
-    UsageError: an unknown arm, an asked-for arm that cannot run, a clip whose truth is of other classes, or nothing to
-    measure.
+    UsageError: an unknown arm, an asked-for arm that cannot run, a clip whose truth is of other classes, a step that
+    the codec cannot take, or nothing to measure.
     """
     names = check_arms(arms)
     check_clip(clip, bundle)
@@ -192,7 +195,7 @@ def run(
         )
     machine = describe_machine()
     progress("encoding", 0, 1)
-    with Setup(bundle, clip, names, placement) as setup:
+    with Setup(bundle, clip, names, placement, step) as setup:
         if arms is not None and setup.left_out:
             entry = setup.left_out[0]
             raise UsageError(f"the arm {entry['name']!r} cannot run here: {entry['reason']}")
@@ -222,6 +225,7 @@ def run(
             "frames": len(clip.frames),
             "frame_size": list(clip.size),
             "bundle": {"name": bundle.name, "codec": bundle.codec.name, "codec_id": bundle.codec.id.hex()},
+            "step": step,
             "batches": fitting,
             "rounds": rounds,
             "warmup_batches": warmup,
@@ -240,6 +244,7 @@ def run(
         "left_out": left_out,
         "notes": [
             *clip.notes,
+            *([] if step == 1 else [f"the codec's quantisation step is {step:g}"]),
             *_remarks(rows),
             *(f"batch {size} left out: {len(clip.frames)} frames" for size in too_large),
         ],

@@ -121,3 +121,19 @@ def test_script_s_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "no such folder" in capsys.readouterr().err
     assert rd.main(["--images", str(tmp_path), "--codec", "nothing-of-that-name"]) == 2
     assert "no bundle named" in capsys.readouterr().err
+
+
+def test_other_steps_where_the_bundle_knows_them(images: list[NDArray[np.uint8]], tmp_path: Path) -> None:
+    bundle = tiny.write_tiny_bundle(tmp_path / "many", steps=(0.5, 2.0))
+    with ExitStack() as stack:
+        points = list(rd.learned_points("tiny", bundle, stack, threads=1, steps=(0.25, 0.5, 1.0, 2.0, 3.0)))
+        rows = rd.measure_points(points, images)
+    shown = [(row["setting"]["coder"], row["setting"]["step"]) for row in rows]
+    assert shown == [("context", 1.0), ("huffman-frame", 1.0), ("context", 0.5), ("context", 2.0)]
+    for row, step in ((rows[2], 0.5), (rows[3], 2.0)):
+        rates = []
+        for image in images:
+            header = bundle.header(*image.shape[:2], step=step)
+            payload = entropy.encode_symbols(tiny.symbols(image[None], step)[0], header, implementation="numpy")
+            rates.append(8 * (len(payload) + 28) / (image.shape[0] * image.shape[1]))
+        assert row["bpp"] == pytest.approx(np.mean(rates))
