@@ -29,13 +29,14 @@ _RATE_DISTORTION = """\
 ## Rate and distortion
 
 Learned codecs beside JPEG, each with the context coder and with the driving paper's (one Huffman code a frame).
-`ours` is `compact-codec` at three rates, trained for rate and distortion; `ours-joint` is the shipped bundle's, which
-was then trained together with its segmenter and gave up quality for it. `kakaiya-dN` are the paper's codecs with its
-own scaling (8 bits between the minimum and maximum of each frame), started as a PCA and trained for 600 steps (d=2:
-1,000) of 8 crops of 128x128 where the paper trains 100 epochs: they show what this code makes of minutes on two
-cores, not what the paper reached. "JPEG at the same bytes" interpolates between the qualities measured, 4:2:0 with
-optimised tables. `model bpp` is what the codec's own rate model would spend on CamVid val, not bytes. Stream headers
-(200 bytes a stream) are left out.
+`ours-64` and `ours-96` are `compact-codec` with as many channels, trained for rate and distortion; one codec each
+serves many rates by its quantisation step (`step`). `ours-joint` is the shipped bundle's, with 32 channels, which was
+then trained together with its segmenter. `kakaiya-dN` are the paper's
+codecs with its own scaling (8 bits between the minimum and maximum of each frame), started as a PCA and trained for
+600 steps (d=2: 1,000) of 8 crops of 128x128 where the paper trains 100 epochs: they show what this code makes of
+minutes on two cores, not what the paper reached. "JPEG at the same bytes" interpolates
+between the qualities measured, 4:2:0 with optimised tables. `model bpp` is what the codec's own rate model would spend
+on CamVid val, not bytes. Stream headers (200 bytes a stream) are left out.
 """
 _ENTROPY = """\
 One core, but for rows that name threads; decoding includes int2float into the caller's buffer; arms by turns, so that

@@ -320,12 +320,14 @@ def compact_unpacked_segmenter(
     dilations: Sequence[int] = DILATIONS,
     detail: int = 4,
     stride_in: int = STRIDE,
-    root: int | None = None,
+    root: int = 0,
 ) -> CompactSegmenter:
     """The registry's "compact-unpacked": a latent's positions are unpacked linearly, then as "compact-rgb".
 
-    stride_in: of the codec.  root: channels of the first strided convolution; 7/8 of that of "compact-rgb" by default,
-    which saves what the unpacking costs.
+    stride_in: of the codec.  root: channels of the first strided convolution; 0: 7/8 of what "compact-rgb" has, which
+    saves what the unpacking costs.
     """
-    entry = UnpackedEntry(channels, stride_in, width, root if root is not None else 7 * width // 32)
+    if root < 0 or stride_in < 1:
+        raise UsageError(f"root {root} and stride_in {stride_in}, expected at least 0 and 1")
+    entry = UnpackedEntry(channels, stride_in, width, root or 7 * width // 32)
     return CompactSegmenter(entry, stride_in, classes, width, dilations, detail)

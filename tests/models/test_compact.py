@@ -120,6 +120,12 @@ def test_unpacked_is_the_rgb_entry_on_a_linear_image() -> None:
         torch.testing.assert_close(less(z), rgb(image), rtol=1e-4, atol=1e-5)
 
 
+def test_unpacked_refuses_what_cannot_be() -> None:
+    for options in ({"root": -1}, {"stride_in": 0}):
+        with pytest.raises(UsageError, match="expected at least 0 and 1"):
+            registry.create("compact-unpacked", **options)
+
+
 def test_unpacked_costs_no_more_than_rgb() -> None:
     rgb = count(registry.create("compact-rgb"), (1, 3, 360, 480)).macs
     assert count(registry.create("compact-unpacked"), (1, 32, 45, 60)).macs <= rgb
