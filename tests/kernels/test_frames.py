@@ -68,7 +68,7 @@ def test_latents(scaling: Scaling) -> None:
     st.integers(0, 2**31), st.integers(1, 8), st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 3),
     st.sampled_from([(4, 4), (1, 16), (16, 1), (3, 7)]), st.lists(st.floats(0, 1), min_size=1, max_size=5),
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_sequence(
     seed: int, bits: int, shape: tuple[int, int, int], interval: int, tile: tuple[int, int], stay: list[float]
 ) -> None:
