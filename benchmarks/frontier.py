@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bitstream.header import CODERS, DEFAULT_CODER
+from ..bitstream.header import DEFAULT_CODER
 from ..engine.backends.base import usable_cores
+from ..engine.manifest import LONE_CODERS
 from ..errors import LatentsegError, UsageError, missing_extra
 from . import frontier_plot, frontier_report, report
 from .classification import data_name, spread
@@ -251,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             help=f"of {what} (default: {shown[what]})",
         )  # fmt: skip
     parser.add_argument(
-        "--coder", choices=list(CODERS), default=DEFAULT_CODER, help="of the codecs' streams (default: %(default)s)"
+        "--coder", choices=LONE_CODERS, default=DEFAULT_CODER, help="of the codecs' streams (default: %(default)s)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="N frames, evenly spaced (default: all)")
     parser.add_argument(

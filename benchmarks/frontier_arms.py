@@ -171,17 +171,17 @@ def describe(weights: Weights) -> dict[str, Any]:
     codec.
     """
     from ..models import registry
+    from ..training.steps import trained_steps
 
     settings = weights.facts.get("settings", {})
     kind = registry.entry(weights.network).kind
     joint = "joint" in settings
     segmenter = settings.get("segmenter", {})
-    steps = (settings.get("crops") if joint else segmenter) or {}
     learned: dict[str, Any] | None = None
     if kind == "latent_segmenter":
-        learned = {"kind": "latents", "codec": settings.get("codec"), "levels": steps.get("step_range", [1.0, 1.0])}
+        learned = {"kind": "latents", "codec": settings.get("codec"), "levels": list(trained_steps(settings))}
     elif kind == "rgb_segmenter" and settings.get("decoded_by"):
-        learned = {"kind": "decoded", "codec": settings["decoded_by"], "levels": steps.get("step_range", [1.0, 1.0])}
+        learned = {"kind": "decoded", "codec": settings["decoded_by"], "levels": list(trained_steps(settings))}
     elif kind == "rgb_segmenter" and segmenter.get("jpeg_quality"):
         learned = {"kind": "jpeg", "codec": None, "levels": segmenter["jpeg_quality"]}
     elif kind == "rgb_segmenter":

@@ -102,11 +102,10 @@ def lines(rows: Sequence[Row]) -> list[Line]:
     found = [Line("BL1", None, seeds, seeds) for seeds in _series([row for name, row in known if name == "BL1"])]
     jpegs = [row for name, row in known if name == "BL4"]
     with_codec = [row for _, row in known if row["codec"] is not None]
-    for codec in sorted(
-        {row["codec"]["name"] for row in with_codec}, key=lambda n: (not n.startswith(_PAPER_CODEC), n)
-    ):
+    for own in _codec_groups(with_codec):
+        codec = own[0]["codec"]["name"]
         d = int(codec.removeprefix(_PAPER_CODEC)) if codec.startswith(_PAPER_CODEC) else None
-        coded = _at_named_rate([row for row in with_codec if row["codec"]["name"] == codec])
+        coded = _at_named_rate(own)
         alone = _codecs(coded)
         found.append(Line("codec", d, alone, alone))
         for name in ("BL2", "BL3"):
@@ -116,6 +115,21 @@ def lines(rows: Sequence[Row]) -> list[Line]:
             found += [Line("BL4", d, seeds, seeds) for seeds in _series(_nearest(jpegs, rate))]
         found += [Line(_LATENT, d, seeds, alone) for seeds in _series([r for r in coded if method(r) == _LATENT])]
     return found
+
+
+def _codec_groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows by codec, the paper's first. Codecs that learned with the seeds of one latent segmenter are one group."""
+    groups: list[set[str]] = []
+    for seeds in (own for own in _series(rows) if own[0]["way"] == "latent"):
+        ids = {row["codec"]["id"] for row in seeds}
+        joined = [group for group in groups if group & ids]
+        groups = [group for group in groups if not group & ids] + [ids.union(*joined)]
+    known = set().union(*groups)
+    groups += [{id} for id in dict.fromkeys(row["codec"]["id"] for row in rows) if id not in known]
+    found = [[row for row in rows if row["codec"]["id"] in group] for group in groups]
+    names = [own[0]["codec"]["name"] for own in found]
+    order = sorted(range(len(found)), key=lambda k: (not names[k].startswith(_PAPER_CODEC), names[k]))
+    return [found[k] for k in order]
 
 
 def _codecs(coded: Sequence[Row]) -> list[Row]:
@@ -292,8 +306,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _read(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise InputError(f"no recorded rows at {path}", hint="record them first: benchmarks.frontier --record")
-    for line in path.read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not {"way", "data"} <= row.keys():
+            raise InputError(f"{path}, line {number}: no row of benchmarks.frontier", hint="give its --record file")
+        yield row
 
 
 if __name__ == "__main__":

@@ -82,6 +82,8 @@ def interval_text(key_interval: int | None) -> str:
 
 def bpp_at(curve: Curve, level: float) -> float | None:
     """The lowest rate at which a curve reaches a level; None where it does not, or has from its first point on."""
+    if curve[0][1] >= level:
+        return None
     for (bpp, value), (next_bpp, next_value) in itertools.pairwise(curve):
         if value < level <= next_value:
             share = (level - value) / (next_value - value)

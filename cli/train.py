@@ -249,6 +249,8 @@ def _joint(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
         "gamma", "beta", "limit_per_class", "area", "no_flip"
     ]  # fmt: skip
     _training.refuse(args, others, args.network, kind)
+    if args.teacher_weight is not None and args.teacher is None:
+        raise UsageError("--teacher-weight without a teacher", hint="give --teacher RUN, or leave it out")
     expected = 1 if classifies else 2
     size: list[int] = args.size or ([64] if classifies else [360, 480])
     if len(size) != expected:

@@ -224,6 +224,10 @@ def named_bundles() -> dict[str, tuple[Path, ...]]:
                 f"{BUNDLES_VARIABLE} names '{text}', which is no folder",
                 hint=f"set it to folders that hold bundles, separated by '{os.pathsep}', or unset it",
             )
+        if (root / MANIFEST_NAME).is_file():
+            raise UsageError(
+                f"{BUNDLES_VARIABLE} names the bundle '{text}' itself", hint="name the folder that the bundle lies in"
+            )
         for path in (manifest.parent for manifest in sorted(root.glob(f"*/{MANIFEST_NAME}"))):
             others = found.get(path.name, ())
             if not any(path.samefile(other) for other in others):

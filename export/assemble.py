@@ -185,7 +185,7 @@ def bundle_steps(codec: Weights, parts: Mapping[str, Weights]) -> tuple[float, f
     parts: the other networks, by role; those of RGB do not count. Raises ArtifactError where 1 is not among the steps.
     """
     latent = {role: weights for role, weights in parts.items() if not role.startswith("rgb")}
-    ranges = {role: trained_steps(w.facts["settings"]) for role, w in {"codec": codec, **latent}.items()}
+    ranges = {role: trained_steps(w.facts.get("settings", {})) for role, w in {"codec": codec, **latent}.items()}
     lowest, highest = common_steps(ranges.values())
     if not lowest <= 1 <= highest:
         learned = ", ".join(f"the {role} for {low:g} to {high:g}" for role, (low, high) in ranges.items())

@@ -76,6 +76,8 @@ def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
         learned, expected = (w.facts["settings"].get("class_names") for w in (weights, first))
         if learned != expected:
             raise ArtifactError(f"{run} learned other classes than {runs[0]}", hint="average runs of one data set")
+        if _input(weights) != _input(first):
+            raise ArtifactError(f"{run} learned from other images than {runs[0]}: decoded ones, or JPEGs, in one alone")
     tensors = {}
     for name, value in first.tensors.items():
         stack = [weights.tensors[name] for weights in found]
@@ -84,6 +86,8 @@ def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
         else:
             tensors[name] = value
     kept = {key: value for key, value in first.facts["settings"].items() if key in _KEPT}
+    if _input(first)[1]:
+        kept["segmenter"] = {"jpeg_quality": _input(first)[1]}
     steps = common_steps(trained_steps(weights.facts["settings"]) for weights in found)
     if steps[0] < steps[1]:
         kept["step_range"] = list(steps)
@@ -94,6 +98,12 @@ def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
         if len(scalars) == len(found):
             facts[key] = math.fsum(scalars) / len(scalars)
     return Weights(first.network, first.options, tensors, facts)
+
+
+def _input(weights: Weights) -> tuple[Any, Any]:
+    """What an RGB network learned from in place of originals: the codec that decoded them, and the JPEGs' qualities."""
+    settings = weights.facts["settings"]
+    return settings.get("decoded_by") or None, settings.get("segmenter", {}).get("jpeg_quality")
 
 
 def _write(folder: Path, weights: Weights) -> Path:

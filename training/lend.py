@@ -38,10 +38,17 @@ def lend_trunk(giver: nn.Module, student: nn.Module, who: str, network: str) -> 
 def lend_entry(giver: nn.Module, student: nn.Module, codec: nn.Module, frames: Sequence[NDArray[np.uint8]]) -> None:
     """Let a student whose entry unpacks latents start as the giver's entry on frames that are unpacked linearly.
 
-    frames: RGB uint8 (H, W, 3), to which the unpacking is fitted. A student with another entry is left as it is.
+    frames: RGB uint8 (H, W, 3), to which the unpacking is fitted. A student with another entry is left as it is. Raises
+    ArtifactError where the student's entry is the wider one.
     """
     if not isinstance(student.entry, UnpackedEntry):
         return
+    has, wanted = giver.entry[1][0].out_channels, student.entry.strided[1][0].out_channels  # type: ignore[index, union-attr]
+    if wanted > has:
+        raise ArtifactError(
+            f"an entry of {wanted} first channels cannot start as one of {has}",
+            hint=f"give --option root={has} or less",
+        )
     chosen = [frames[len(frames) * k // _FRAMES] for k in range(_FRAMES)] if len(frames) > _FRAMES else list(frames)
     weight, bias = fit_unpacking(codec, chosen)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..errors import UsageError, missing_extra
 
 ONE_LEVEL = (1.0, 1.0)
+MOST = 1000.0  # a bundle's steps lie between 1 / MOST and MOST (engine/manifest.py)
 
 
 def check_levels(levels: tuple[float, float], what: str) -> None:
@@ -34,6 +35,21 @@ def check_steps(codec: nn.Module, levels: tuple[float, float]) -> None:
         raise UsageError(
             f"quantisation steps from {levels[0]} to {levels[1]} for a codec of scaling '{mode}'",
             hint="only codecs of scaling 'fixed' (compact-codec) have a step to choose",
+        )
+    if not 1 / MOST <= levels[0] <= levels[1] <= MOST:
+        raise UsageError(
+            f"quantisation steps from {levels[0]:g} to {levels[1]:g}, expected {1 / MOST:g} to {MOST:g}",
+            hint="1 is the codec's own step",
+        )
+
+
+def check_step_range(codec: nn.Module, levels: tuple[float, float]) -> None:
+    """Raise UsageError for steps that no network should learn from: as `check_steps`, and a range without 1."""
+    check_steps(codec, levels)
+    if not levels[0] <= 1 <= levels[1]:
+        raise UsageError(
+            f"quantisation steps from {levels[0]:g} to {levels[1]:g}, expected a range with 1 in it",
+            hint="1 is the codec's own step, which every bundle must know",
         )
 
 

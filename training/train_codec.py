@@ -19,7 +19,7 @@ from ..models import registry
 from . import checkpoint
 from .augment import random_patch, to_float
 from .loop import LoopConfig, Run, step_rng
-from .received import ONE_LEVEL, check_levels, check_steps, draw_levels
+from .received import ONE_LEVEL, check_levels, check_step_range, draw_levels
 from .soft_to_hard import EVERY, EntropyDistortion, measured_frames
 
 
@@ -207,7 +207,7 @@ def train_codec(
         checkpoint.fill(codec, started.tensors, str(init), network)
     elif not resume:
         initialise(codec, frames, config, loop.seed)
-    check_steps(codec, config.step_range)
+    check_step_range(codec, config.step_range)
     if config.step_range != ONE_LEVEL and not rated:
         raise UsageError(f"a range of quantisation steps for '{network}'", hint="it is for compact-codec, only")
     settings = {

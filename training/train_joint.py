@@ -30,7 +30,7 @@ from . import checkpoint
 from .data import IGNORE
 from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Part, Run, step_rng
-from .received import check_steps, draw_levels
+from .received import check_step_range, draw_levels
 from .train_codec import CodecConfig, RateDistortion, check_crops, crops
 from .train_codec import described as described_crops
 from .train_segmenter import (
@@ -171,7 +171,7 @@ def train_joint(
         )
     check_data(segmenter_config.size, int(trained_codec.stride), labels)  # type: ignore[arg-type]
     check_crops(codec_config, trained_codec)
-    check_steps(trained_codec, codec_config.step_range)
+    check_step_range(trained_codec, codec_config.step_range)
     options = {"classes": classes, **(options or {})}
     segmenter = make_network(network, options, trained_codec, loop.seed)
     teaching = None if teacher is None else Teacher(teacher, classes)

@@ -21,7 +21,7 @@ from .augment import random_view
 from .data import IGNORE
 from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Run, step_rng
-from .received import ONE_LEVEL, Encoder, JpegRoundTrip, RoundTrip, check_levels, check_steps, draw_levels
+from .received import ONE_LEVEL, Encoder, JpegRoundTrip, RoundTrip, check_levels, check_step_range, draw_levels
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def train_segmenter(
     if path is not None:
         weights = checkpoint.load_weights(path, kinds=("codec",))
         frozen, content_id = weights.build(), weights.content_id
-        check_steps(frozen, config.step_range)
+        check_step_range(frozen, config.step_range)
     stride = 8 if frozen is None else int(frozen.stride)  # type: ignore[arg-type]
     check_data(config.size, stride, labels)
     module = make_network(network, options, frozen if codec is not None else None, loop.seed)

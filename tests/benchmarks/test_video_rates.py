@@ -300,3 +300,10 @@ def test_script_s_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     ):
         assert video_rates.main(words) == code, words
         assert said in capsys.readouterr().err
+
+
+def test_a_curve_that_begins_above_a_level_has_no_rate_for_it() -> None:
+    curve = [(0.1, 0.5), (0.2, 0.3), (0.4, 0.6)]
+    assert video_report.bpp_at(curve, 0.45) is None
+    assert video_report.bpp_at(curve, 0.55) == pytest.approx(0.1 * 2 ** (1 + 0.25 / 0.3))
+    assert video_report.bpp_at(curve, 0.7) is None

@@ -150,6 +150,8 @@ def test_train_joint_takes_every_setting_of_its_own(work: Path) -> None:
     assert (settings["joint"]["teacher_weight"], settings["joint"]["codec_lr_share"]) == (0.5, 0)
     assert settings["crops"]["step_range"] == [0.5, 2]
     assert main([*argv, "--resume", "--step-range", "0.5", "3"]) == 4
+    alone = [a for a in argv if a not in {"--teacher", str(work / "rgb")}]
+    assert main([*alone, "--out", str(work / "joint-untaught")]) == 2
 
 
 def test_train_joint_says_what_it_wrote_and_resumes(

@@ -72,6 +72,13 @@ def test_a_student_starts_as_its_giver_on_unpacked_frames(tmp_path: Path, codec:
         torch.testing.assert_close(student(z), rgb(image), rtol=1e-4, atol=1e-4)
 
 
+def test_an_entry_cannot_be_wider_than_its_giver(codec: torch.nn.Module) -> None:
+    rgb = registry.create("compact-rgb", width=16)
+    student = registry.create("compact-unpacked", channels=6, width=16, root=5)
+    with pytest.raises(ArtifactError, match="an entry of 5 first channels cannot start as one of 4"):
+        lend_entry(rgb, student, codec, FRAMES)
+
+
 def test_other_entries_are_left_alone(codec: torch.nn.Module) -> None:
     rgb = registry.create("compact-rgb", width=16)
     student = registry.create("compact-latent", channels=6, width=16)

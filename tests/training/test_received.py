@@ -39,6 +39,7 @@ from latentseg.training.received import (
     JpegRoundTrip,
     RoundTrip,
     check_levels,
+    check_step_range,
     check_steps,
     draw_levels,
     requantise,
@@ -104,6 +105,12 @@ def test_levels_that_cannot_be() -> None:
     with pytest.raises(UsageError, match=r"from 0\.4 to 2\.5 for a codec of scaling '(channel|tensor)'"):
         check_steps(other, STEPS)
     check_steps(tiny_codec(), STEPS)
+    for bad in ((1e-5, 1.0), (1.0, 1001.0)):
+        with pytest.raises(UsageError, match=r"expected 0\.001 to 1000"):
+            check_steps(tiny_codec(), bad)
+    check_steps(tiny_codec(), (2.0, 2.0))  # one step to score at, but nothing to learn from alone
+    with pytest.raises(UsageError, match="expected a range with 1 in it"):
+        check_step_range(tiny_codec(), (2.0, 4.0))
 
 
 # --- quantisation -----------------------------------------------------------------------------------------------------
