@@ -18,7 +18,6 @@ SSIM means over frames.
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
 import re
 import sys
@@ -29,12 +28,12 @@ from typing import TYPE_CHECKING, Any
 from ..bitstream.header import DEFAULT_CODER
 from ..engine.backends.base import usable_cores
 from ..engine.manifest import LONE_CODERS
-from ..errors import LatentsegError, UsageError, missing_extra
+from ..errors import UsageError, missing_extra
 from . import frontier_plot, frontier_report, report
 from .classification import data_name, spread
 from .frontier_arms import PAPER_CODER, Arm, Loader, Source, costs, fixed_step, labeller, parse_arm, sources
 from .gains_data import Data
-from .machine import describe_machine, describe_versions
+from .machine import describe_origin
 
 if TYPE_CHECKING:
     from ..bitstream import StreamHeader
@@ -267,12 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="mIoU over bpp, and over multiply-accumulates")
     words = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(words)
-    try:
-        _run(args, words)
-    except LatentsegError as error:
-        sys.stderr.write(f"frontier: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    return 0
+    return report.exit_code("frontier", lambda: _run(args, words))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -343,11 +337,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
         for text in notes(arm):
             note(text)
     origin = {
-        "schema": SCHEMA,
-        "type": "frontier",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "versions": describe_versions(),
+        **describe_origin("frontier", SCHEMA),
         "threads": threads,
         "command": portable(words),
     }

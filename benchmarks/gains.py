@@ -13,7 +13,6 @@ The times are of the first frames, the ways in turn, from bytes in memory (origi
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,14 +25,14 @@ from numpy.typing import NDArray
 
 from ..engine.backends.base import usable_cores
 from ..engine.placement import Placement
-from ..errors import ArtifactError, LatentsegError, UsageError
+from ..errors import ArtifactError, UsageError
 from ..kernels.dispatch import native_available
 from . import gains_report, report
 from .arms import Answers, Arm, Compressed, LearnedDecode, answers, roles_of
 from .classification import ClassScores, spread
 from .costs import frame_macs
 from .gains_data import Data, Frames, load_data
-from .machine import describe_machine, describe_versions
+from .machine import describe_origin
 from .measure import CLASSIFYING_STAGES, STAGES, StageClock, measure
 from .sender import send_codec
 
@@ -265,11 +264,7 @@ def run(
     """
     for bundle, data in measured:
         origin = {
-            "schema": SCHEMA,
-            "type": "gains",
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": describe_machine(),
-            "versions": describe_versions(),
+            **describe_origin("gains", SCHEMA),
             "data": data.name,
             "task": data.task,
             "bundle": {"name": bundle.name, "codec": bundle.codec.name, "codec_id": bundle.codec.id.hex()},
@@ -304,12 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads of the networks (default: all cores)")
     parser.add_argument("--record", type=Path, metavar="FILE.jsonl", help="append the rows to this file")
     args = parser.parse_args(argv)
-    try:
-        _run(args)
-    except LatentsegError as error:
-        sys.stderr.write(f"gains: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    return 0
+    return report.exit_code("gains", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:

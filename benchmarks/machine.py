@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import re
@@ -71,3 +72,14 @@ def describe_versions() -> dict[str, str]:
 
         found["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
     return found
+
+
+def describe_origin(kind: str, schema: int) -> dict[str, Any]:
+    """What the rows of one run begin with: schema, type, date (UTC), machine and versions."""
+    return {
+        "schema": schema,
+        "type": kind,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+    }

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, LatentsegError, UsageError
+from ..errors import InputError, UsageError
 from . import frontier_report, report
 from .frontier_report import Row, grouped, mean, quality, series_of, spread
 
@@ -292,15 +292,14 @@ def page_parts(rows: Sequence[Row]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: files of rows, whose table is printed; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not words or any(word.startswith("-") for word in words):
-            raise UsageError("expected files of rows", hint="python -m latentseg.benchmarks.paper_table ROWS.jsonl ...")
-        for text in parts([row for word in words for row in _read(Path(word))]):
-            print(text)
-    except LatentsegError as error:
-        sys.stderr.write(f"paper_table: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    return 0
+    return report.exit_code("paper_table", lambda: _run(words))
+
+
+def _run(words: Sequence[str]) -> None:
+    if not words or any(word.startswith("-") for word in words):
+        raise UsageError("expected files of rows", hint="python -m latentseg.benchmarks.paper_table ROWS.jsonl ...")
+    for text in parts([row for word in words for row in _read(Path(word))]):
+        print(text)
 
 
 def _read(path: Path) -> Iterator[Row]:

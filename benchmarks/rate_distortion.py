@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import io
 import math
 import sys
@@ -24,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bitstream.header import Coder, StreamHeader, tile_for
-from ..errors import InputError, LatentsegError, UsageError, missing_extra
+from ..errors import InputError, UsageError, missing_extra
 from . import jpeg, report
-from .machine import describe_machine, describe_versions
+from .machine import describe_origin
 
 if TYPE_CHECKING:
     from ..engine.bundle import Bundle
@@ -203,11 +202,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Measure every codec, JPEG and (if asked for) WebP on every data set: one row for each set and setting."""
     origin = {
-        "schema": SCHEMA,
-        "type": "rate-distortion",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "versions": describe_versions(),
+        **describe_origin("rate-distortion", SCHEMA),
     }
     with ExitStack() as stack:
         points = [point for name, bundle in codecs for point in learned_points(name, bundle, stack, threads, steps)]
@@ -239,12 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--plot", metavar="FILE.png", help="PSNR and SSIM over bpp; with several data sets, one file each"
     )
     args = parser.parse_args(argv)
-    try:
-        _run(args)
-    except LatentsegError as error:
-        sys.stderr.write(f"rate_distortion: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    return 0
+    return report.exit_code("rate_distortion", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:

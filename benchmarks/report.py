@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
+from ..errors import LatentsegError, OutputError
 
 _STAGES = {
     "entropy_decode": "entropy", "decode": "decode", "segment": "segment", "classify": "classify", "rest": "rest",
@@ -172,3 +173,13 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             file.write(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n")
     except OSError as error:
         raise OutputError(f"cannot append to {path}: {error.strerror or error}") from error
+
+
+def exit_code(program: str, work: Callable[[], None]) -> int:
+    """The exit code of a benchmark's own command line; errors of its work go to stderr, with their hints."""
+    try:
+        work()
+    except LatentsegError as error:
+        sys.stderr.write(f"{program}: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return error.exit_code
+    return 0

@@ -13,7 +13,6 @@ same network gives the original frame (of a network of latents: the latent that 
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
 import sys
 from collections.abc import Sequence
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.backends.base import usable_cores
-from ..errors import InputError, LatentsegError, UsageError, missing_extra
+from ..errors import InputError, UsageError, missing_extra
 from . import report, video_report
 from .clips import Clip, load_clip
 from .frontier import portable
 from .frontier_arms import Arm, Loader, Spec
-from .machine import describe_machine, describe_versions
+from .machine import describe_origin
 from .video_codecs import AV1, H264
 from .video_measure import Grid, measure_clip
 
@@ -86,12 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--plot", type=Path, metavar="FILE.png", help="quality over bits a pixel, a panel a clip")
     words = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(words)
-    try:
-        _run(args, words)
-    except LatentsegError as error:
-        sys.stderr.write(f"video_rates: error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    return 0
+    return report.exit_code("video_rates", lambda: _run(args, words))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -174,11 +168,7 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
     intervals = tuple(dict.fromkeys(interval or None for interval in args.key_intervals))
     grid = Grid(args.steps, {H264: args.crf, AV1: args.av1_crf}, intervals, threads)
     origin = {
-        "schema": SCHEMA,
-        "type": "video-rates",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "versions": describe_versions(),
+        **describe_origin("video-rates", SCHEMA),
         "threads": threads,
         "command": portable(words, "video_rates"),
     }

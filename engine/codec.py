@@ -16,6 +16,7 @@ from ..bitstream.header import DEFAULT_CODER, DEFAULT_TILE, Coder
 from ..errors import ArtifactError, UsageError
 
 ONE_STEP = (1.0, 1.0)
+MAX_STEP = 1000  # steps lie between 1 / MAX_STEP and MAX_STEP, whatever was trained
 UNNAMED_CODEC = bytes(32)
 _TOLERANCE = 1e-6  # of a header's range, which is kept as float32
 _OTHER_BUNDLE = "use the bundle that encoded the stream, or encode the source again with this one"

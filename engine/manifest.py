@@ -24,7 +24,7 @@ from ..bitstream.header import (
     is_tile,
 )
 from ..errors import ArtifactError, InputError
-from .codec import ONE_STEP, CodecSpec
+from .codec import MAX_STEP, ONE_STEP, CodecSpec
 
 SCHEMA = 1
 LONE_CODERS = tuple(coder for coder in CODERS if coder != "inter")  # a stream is of "inter", no codec
@@ -50,7 +50,6 @@ FP32_VARIANTS = ("torch",)
 _MAX_MANIFEST_BYTES = 16 << 20  # the names of the most classes take 3 MiB
 _MAX_CHANNELS = 4096
 _MAX_STRIDE = 256
-_MAX_STEP = 1000
 _MAX_CLASSES = 256  # labels are uint8
 _MAX_CLASSIFIED = 1 << 16  # a classifier's
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -199,10 +198,10 @@ def _parse_codec(section: _Section) -> CodecSpec:
 
 def _parse_steps(section: _Section, scaling: Scaling) -> tuple[float, float]:
     lowest, highest = section.number("lo"), section.number("hi")
-    if not 1 / _MAX_STEP <= lowest <= 1:
-        raise section.error("lo", str(lowest), f"{1 / _MAX_STEP:g} to 1, the codec's own step")
-    if not 1 <= highest <= _MAX_STEP:
-        raise section.error("hi", str(highest), f"1, the codec's own step, to {_MAX_STEP}")
+    if not 1 / MAX_STEP <= lowest <= 1:
+        raise section.error("lo", str(lowest), f"{1 / MAX_STEP:g} to 1, the codec's own step")
+    if not 1 <= highest <= MAX_STEP:
+        raise section.error("hi", str(highest), f"1, the codec's own step, to {MAX_STEP}")
     if scaling.mode != "fixed":
         raise section.error("lo", f"there beside scaling '{scaling.mode}'", "no steps, but with scaling 'fixed'")
     try:

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..engine.codec import MAX_STEP, ONE_STEP
 from ..errors import UsageError, missing_extra
-
-ONE_LEVEL = (1.0, 1.0)
-MOST = 1000.0  # a bundle's steps lie between 1 / MOST and MOST (engine/manifest.py)
 
 
 def check_levels(levels: tuple[float, float], what: str) -> None:
@@ -31,14 +29,14 @@ def check_steps(codec: nn.Module, levels: tuple[float, float]) -> None:
     """Raise UsageError for quantisation steps that a codec cannot take: one without a fixed range has its own."""
     check_levels(levels, "the range of quantisation steps")
     mode = codec.scaling[0]  # type: ignore[index]
-    if levels != ONE_LEVEL and mode != "fixed":
+    if levels != ONE_STEP and mode != "fixed":
         raise UsageError(
             f"quantisation steps from {levels[0]} to {levels[1]} for a codec of scaling '{mode}'",
             hint="only codecs of scaling 'fixed' (compact-codec) have a step to choose",
         )
-    if not 1 / MOST <= levels[0] <= levels[1] <= MOST:
+    if not 1 / MAX_STEP <= levels[0] <= levels[1] <= MAX_STEP:
         raise UsageError(
-            f"quantisation steps from {levels[0]:g} to {levels[1]:g}, expected {1 / MOST:g} to {MOST:g}",
+            f"quantisation steps from {levels[0]:g} to {levels[1]:g}, expected {1 / MAX_STEP:g} to {MAX_STEP:g}",
             hint="1 is the codec's own step",
         )
 

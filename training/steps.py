@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .received import ONE_LEVEL
+from ..engine.codec import ONE_STEP
 
 # Where a training's settings may have a range: of a joint run (both parts), a codec's, a segmenter's.
 _SECTIONS = ("crops", "codec", "segmenter")
@@ -18,7 +18,7 @@ def trained_steps(settings: Mapping[str, Any]) -> tuple[float, float]:
         if isinstance(section, Mapping) and "step_range" in section:
             lowest, highest = section["step_range"]
             return float(lowest), float(highest)
-    return ONE_LEVEL
+    return ONE_STEP
 
 
 def common_steps(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:

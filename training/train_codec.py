@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..engine.codec import ONE_STEP
 from ..errors import InputError, UsageError
 from ..models import registry
 from . import checkpoint
 from .augment import random_patch, to_float
 from .loop import LoopConfig, Run, step_rng
-from .received import ONE_LEVEL, check_levels, check_step_range, draw_levels
+from .received import check_levels, check_step_range, draw_levels
 from .soft_to_hard import EVERY, EntropyDistortion, measured_frames
 
 
@@ -43,7 +44,7 @@ class CodecConfig:
     scales: tuple[float, float] = (0.7, 1.2)
     pca_patches: int = 20_000
     beta: float = 600.0
-    step_range: tuple[float, float] = ONE_LEVEL
+    step_range: tuple[float, float] = ONE_STEP
 
     def __post_init__(self) -> None:
         check_levels(self.step_range, "the range of quantisation steps")
@@ -99,7 +100,7 @@ def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: Co
 
 def described(config: CodecConfig, *, centres: bool = False) -> dict[str, Any]:
     """A configuration as a run's settings have it: what means something to the codec, and a range of steps, if any."""
-    left_out = {"beta": not centres, "step_range": config.step_range == ONE_LEVEL}
+    left_out = {"beta": not centres, "step_range": config.step_range == ONE_STEP}
     return {k: v for k, v in vars(config).items() if not left_out.get(k)}
 
 
@@ -124,7 +125,7 @@ class RateDistortion:
         codec: nn.Module,
         target_bpp: float,
         state: dict[str, float],
-        step_range: tuple[float, float] = ONE_LEVEL,
+        step_range: tuple[float, float] = ONE_STEP,
     ) -> None:
         self.codec, self.target, self.state, self.step_range = codec, target_bpp, state, step_range
 
@@ -208,7 +209,7 @@ def train_codec(
     elif not resume:
         initialise(codec, frames, config, loop.seed)
     check_step_range(codec, config.step_range)
-    if config.step_range != ONE_LEVEL and not rated:
+    if config.step_range != ONE_STEP and not rated:
         raise UsageError(f"a range of quantisation steps for '{network}'", hint="it is for compact-codec, only")
     settings = {
         "codec": described(config, centres=centres),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..engine.codec import ONE_STEP
 from ..errors import ArtifactError, InputError, UsageError
 from ..models import registry
 from ..models.complexity import count
@@ -21,7 +22,7 @@ from .augment import random_view
 from .data import IGNORE
 from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Run, step_rng
-from .received import ONE_LEVEL, Encoder, JpegRoundTrip, RoundTrip, check_levels, check_step_range, draw_levels
+from .received import Encoder, JpegRoundTrip, RoundTrip, check_levels, check_step_range, draw_levels
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SegmenterConfig:
     jitter: float = 0.25
     class_weight_power: float = 0.5
     aux_weight: float = 0.4
-    step_range: tuple[float, float] = ONE_LEVEL
+    step_range: tuple[float, float] = ONE_STEP
     jpeg_quality: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class SegmenterConfig:
 
 def described(config: SegmenterConfig) -> dict[str, Any]:
     """A configuration as a run's settings have it: levels alone where there are any."""
-    levels = {"step_range": config.step_range != ONE_LEVEL, "jpeg_quality": config.jpeg_quality is not None}
+    levels = {"step_range": config.step_range != ONE_STEP, "jpeg_quality": config.jpeg_quality is not None}
     return {k: v for k, v in vars(config).items() if levels.get(k, True)}
 
 
@@ -206,7 +207,7 @@ def train_segmenter(
     if len(lossy) > 1:
         raise UsageError(f"{' and '.join(lossy)}: a network learns from one kind of input", hint="give one of them")
     path = codec or decoded_by
-    if path is None and config.step_range != ONE_LEVEL:
+    if path is None and config.step_range != ONE_STEP:
         raise UsageError("a range of quantisation steps, found no codec", hint="give --codec or --decoded-by as well")
     options = {"classes": classes, **(options or {})}
     content_id = ""
