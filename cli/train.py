@@ -55,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scales", type=float, nargs=2, default=(0.7, 1.2), metavar=("LO", "HI"),
         help="range of the crops' random rescaling (default: 0.7 1.2)",
     )  # fmt: skip
+    codec.add_argument(
+        "--saturation", type=float, nargs=2, default=(1.0, 1.0), metavar=("LO", "HI"),
+        help="range of a random factor on the crops' colours, for images more colourful than those to train on "
+        "(default: 1 1)",
+    )  # fmt: skip
+    codec.add_argument(
+        "--hue", type=float, default=0.0, metavar="DEG",
+        help="turn the crops' colours by a random angle up to this (default: 0)",
+    )  # fmt: skip
     _training.add_step_range(codec)
     codec.add_argument("--init", type=Path, metavar="RUN", help="start from these weights instead of the PCA")
     _training.add_loop(codec, lr=6e-4, weight_decay=0.0)
@@ -184,6 +193,8 @@ def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
         patch=args.patch,
         batch=args.batch,
         scales=(lo, hi),
+        saturation=(args.saturation[0], args.saturation[1]),
+        hue=args.hue,
         step_range=_training.step_range(args),
     )
     if args.beta is not None:

@@ -37,6 +37,24 @@ def jitter(image: Tensor, rng: Rng, strength: float) -> Tensor:
     return image.clamp_(0, 1).pow(gamma)
 
 
+# RGB to luma and two colour differences, ITU-R BT.601; for random changes of colour that leave the luma alone.
+_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+def recolour(image: Tensor, rng: Rng, saturation: tuple[float, float], hue: float) -> Tensor:
+    """Colours stronger or weaker, and turned about the grey axis; luma as it was, where nothing leaves [0, 1].
+
+    image: RGB float32 (3, H, W) in [0, 1]. saturation: range of the factor on the colour differences, uniform in the
+    logarithm. hue: the largest turn, degrees. Returns an image like the given one, clamped to [0, 1].
+    """
+    factor = float(np.exp(rng.uniform(np.log(saturation[0]), np.log(saturation[1]))))
+    angle = np.radians(hue) * rng.uniform(-1, 1)
+    turn = np.eye(3)
+    turn[1:, 1:] = factor * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = torch.from_numpy(np.linalg.inv(_YCC) @ turn @ _YCC).float()
+    return torch.einsum("ij,jhw->ihw", matrix, image).clamp_(0, 1)
+
+
 def random_patch(image: NDArray[np.uint8], size: int, rng: Rng, scales: tuple[float, float]) -> Tensor:
     """A square crop for codec training: a random window, rescaled by a factor from `scales`, flipped half the time.
 

@@ -18,7 +18,7 @@ from ..engine.codec import ONE_STEP
 from ..errors import InputError, UsageError
 from ..models import registry
 from . import checkpoint
-from .augment import random_patch, to_float
+from .augment import random_patch, recolour, to_float
 from .loop import LoopConfig, Run, step_rng
 from .received import check_levels, check_step_range, draw_levels
 from .soft_to_hard import EVERY, EntropyDistortion, measured_frames
@@ -34,6 +34,7 @@ class CodecConfig:
     beta: weight of the entropy above its target, for a codec with learned centres.
     patch, batch: side of the square crops and how many a step.
     scales: range of the random rescaling of the crops.
+    saturation, hue: random changes of the crops' colours, see `augment.recolour`; ((1, 1) and 0: none).
     pca_patches: how many 8x8 patches the PCA start is fitted to.
     step_range: of the quantisation, for a codec with a rate model that is to serve many rates: see `RateDistortion`.
     """
@@ -42,6 +43,8 @@ class CodecConfig:
     patch: int = 256
     batch: int = 8
     scales: tuple[float, float] = (0.7, 1.2)
+    saturation: tuple[float, float] = (1.0, 1.0)
+    hue: float = 0.0
     pca_patches: int = 20_000
     beta: float = 600.0
     step_range: tuple[float, float] = ONE_STEP
@@ -52,6 +55,11 @@ class CodecConfig:
             raise UsageError(
                 f"a target of {self.target_bpp} bpp, expected more than 0 and less than 24, the RGB image's"
             )
+        if not 0 < self.saturation[0] <= self.saturation[1] < math.inf:
+            lo, hi = self.saturation
+            raise UsageError(f"saturation from {lo} to {hi}, expected 0 < LO <= HI, both finite", hint="give 0.7 2.5")
+        if not 0 <= self.hue <= 180:
+            raise UsageError(f"hues turned by up to {self.hue} degrees, expected 0 to 180")
         if not 0 <= self.beta < math.inf:
             raise UsageError(f"beta is {self.beta}, expected a finite number not below 0")
 
@@ -99,8 +107,10 @@ def initialise(codec: nn.Module, frames: Sequence[NDArray[np.uint8]], config: Co
 
 
 def described(config: CodecConfig, *, centres: bool = False) -> dict[str, Any]:
-    """A configuration as a run's settings have it: what means something to the codec, and a range of steps, if any."""
-    left_out = {"beta": not centres, "step_range": config.step_range == ONE_STEP}
+    """A configuration as a run's settings have it: what means something to the codec, and what is not plain."""
+    plain = CodecConfig()
+    left_out = {k: vars(config)[k] == vars(plain)[k] for k in ("step_range", "saturation", "hue")}
+    left_out["beta"] = not centres
     return {k: v for k, v in vars(config).items() if not left_out.get(k)}
 
 
@@ -164,12 +174,12 @@ def _psnr(mse: Tensor) -> float:
 
 def crops(frames: Sequence[NDArray[np.uint8]], config: CodecConfig, rng: np.random.Generator) -> Tensor:
     """One step's batch of random crops, float32 (batch, 3, patch, patch) in [0, 1]."""
-    return torch.stack(
-        [
-            random_patch(frames[int(rng.integers(len(frames)))], config.patch, rng, config.scales)
-            for _ in range(config.batch)
-        ]
-    )
+    coloured = config.saturation != (1.0, 1.0) or config.hue > 0
+    out = []
+    for _ in range(config.batch):
+        patch = random_patch(frames[int(rng.integers(len(frames)))], config.patch, rng, config.scales)
+        out.append(recolour(patch, rng, config.saturation, config.hue) if coloured else patch)
+    return torch.stack(out)
 
 
 def train_codec(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from latentseg.training.augment import jitter, random_patch, random_view, to_float
+from latentseg.errors import UsageError
+from latentseg.training.augment import jitter, random_patch, random_view, recolour, to_float
+from latentseg.training.train_codec import CodecConfig
 
 
 def aligned_pair(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,3 +58,40 @@ def test_patch_of_any_image(shape: tuple[int, int]) -> None:
 def test_jitter_of_strength_zero_is_the_identity() -> None:
     x = to_float(np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8))
     torch.testing.assert_close(jitter(x.clone(), np.random.default_rng(0), 0.0), x, atol=1e-6, rtol=0)
+
+
+def luma(x: torch.Tensor) -> torch.Tensor:
+    return 0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]
+
+
+def test_recolour_stretches_the_distance_from_grey() -> None:
+    x = 0.4 + 0.2 * torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    found = recolour(x, np.random.default_rng(0), (1.5, 1.5), 0.0)
+    torch.testing.assert_close(found, luma(x) + 1.5 * (x - luma(x)), atol=1e-5, rtol=0)
+
+
+def test_recolour_turns_hues_and_leaves_luma_and_grey() -> None:
+    x = 0.4 + 0.2 * torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    x[:, 0, 0] = 0.5
+    turned = [recolour(x, np.random.default_rng(seed), (1.0, 1.0), 180.0) for seed in range(20)]
+    for y in turned:
+        torch.testing.assert_close(luma(y), luma(x), atol=1e-5, rtol=0)
+        torch.testing.assert_close(y[:, 0, 0], x[:, 0, 0], atol=1e-5, rtol=0)
+    # What is blue among them was red: the angle comes from the generator.
+    assert len({tuple(y[:, 1, 1].argsort().tolist()) for y in turned}) > 2
+    assert torch.equal(turned[3], recolour(x, np.random.default_rng(3), (1.0, 1.0), 180.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"saturation": (0.0, 1.0)}, "saturation from 0.0 to 1.0"),
+        ({"saturation": (2.0, 1.0)}, "0 < LO <= HI"),
+        ({"saturation": (1.0, float("inf"))}, "both finite"),
+        ({"hue": 181.0}, "expected 0 to 180"),
+        ({"hue": float("nan")}, "expected 0 to 180"),
+    ],
+)
+def test_colours_out_of_range(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        CodecConfig(**given)
