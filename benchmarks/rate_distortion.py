@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--steps", type=float, nargs="+", default=[1.0], metavar="S",
-        help="quantisation steps; each bundle is measured at those that it was trained for, and at 1",
+        help="quantisation steps; each bundle is measured at those that it is for, and at 1",
     )  # fmt: skip
     parser.add_argument("--images", action="append", required=True, metavar="[NAME=]FOLDER", help="a data set")
     parser.add_argument("--webp", action="store_true", help="measure WebP too")

@@ -5,7 +5,7 @@ folders, separated as in PATH. Each folder in one of them that holds a manifest.
 that folder's name, and every verb's --bundle takes it. A name that is there twice is refused by
 them: then give a folder.
 
-`steps` are the quantisation steps that a bundle's networks were trained for, lowest and highest
+`steps` are the quantisation steps that a bundle's networks are for, lowest and highest
 (--step of encode, run and bench); 1 is the codec's own. `operating_points` are what the scores in
 the manifest say of single steps. `bytes` are those of the model files. The exit code is 4 where a
 bundle is broken, after the list.

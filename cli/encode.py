@@ -5,7 +5,7 @@ for a video on stdin. Frames that cannot be read are reported and passed over, a
 then 7. However it ends (Ctrl-C, full disk), what was written is readable up to its last whole
 frame. With --backend tensorrt --threads are the coder's.
 
---step chooses the rate, within what the bundle's networks were trained for (latentseg bundles).
+--step chooses the rate, within what the bundle's networks are for (latentseg bundles).
 
 --key-interval N makes smaller streams of frames that are like the ones before them: all but the
 key frames are coded against the frame before. A lost frame then costs what follows it up to the

@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a lane of the context coder (default: 48 64 for a codec that was trained for rate, else 14 32)",
     )  # fmt: skip
     parser.add_argument(
+        "--steps", type=float, nargs=2, metavar=("LO", "HI"),
+        help="quantisation steps that the bundle offers (default: those that all of its networks were trained for); "
+        "measure before you offer more",
+    )  # fmt: skip
+    parser.add_argument(
         "--half-weights",
         action="store_true",
         help="store the weights as float16, but for the codec's: half the size, computed in float32 all the same",
@@ -112,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         tile=_common.tile(args) if args.tile else None,
         half_weights=args.half_weights,
         programs=args.programs,
+        steps=None if args.steps is None else (args.steps[0], args.steps[1]),
         overwrite=args.overwrite,
     )
     if args.json:

@@ -3,7 +3,7 @@
 A codec of a fixed range has one more degree of freedom than its weights: with a step s its symbols are float2int of the
 latent over (s lo, s hi), which is round(z / s) for the compact codecs, and s q is what a receiver gets. A small step
 costs many bits and loses little, a large one the other way round. The range stands in the stream's header, so that a
-decoder needs to know nothing of steps; the networks behind it do, and a bundle says which steps they were trained for.
+decoder needs to know nothing of steps; the networks behind it do, and a bundle says which steps they are for.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class CodecSpec:
     scaling: float2int's range, per tensor, per channel or fixed, or its codebook.
     coder: which entropy coder its streams are written with; one whose frames stand alone.
     tile: (rows, columns) of a lane of coder "context"; (0, 0) with the others.
-    steps: lowest and highest quantisation step that codec and latent networks were trained for, in units of the fixed
-        range's own; 1 lies between them.
+    steps: lowest and highest quantisation step that codec and latent networks are for (trained or measured there), in
+        units of the fixed range's own; 1 lies between them.
     """
 
     name: str
@@ -70,7 +70,7 @@ class CodecSpec:
             )
         if not self.steps[0] <= step <= self.steps[1]:
             raise UsageError(
-                f"a quantisation step of {step:g}, but codec '{self.name}' and its networks were trained for "
+                f"a quantisation step of {step:g}, but codec '{self.name}' and its networks are for "
                 f"{_range_text(self.steps)}",
                 hint="latentseg bundles shows every bundle's steps; training with --step-range makes networks for more",
             )
@@ -153,9 +153,9 @@ class CodecSpec:
         lowest, highest = self.steps
         if not lowest * (1 - _TOLERANCE) <= step <= highest * (1 + _TOLERANCE):
             raise ArtifactError(
-                f"the stream's quantisation step is {step:g}, but the networks of bundle '{owner}' were trained for "
+                f"the stream's quantisation step is {step:g}, but the networks of bundle '{owner}' are for "
                 f"{_range_text(self.steps)}",
-                hint="encode the source again with one of these, or use a bundle that was trained for the stream's",
+                hint="encode the source again with one of these, or use a bundle that is for the stream's",
             )
 
 

@@ -20,6 +20,7 @@ from ..models import registry
 from ..training.checkpoint import Weights
 from ..training.data import ClassSet
 from ..training.image_sets import settings_names
+from ..training.received import check_step_range
 from ..training.steps import common_steps, trained_steps
 from ..training.train_segmenter import check_fit
 from .onnx import OPSET, Exported, classifier_graph, codec_graphs, export_role, halve_weights, segmenter_graph
@@ -52,6 +53,7 @@ def export_bundle(
     tile: tuple[int, int] | None = None,
     half_weights: bool = False,
     programs: bool = False,
+    steps: tuple[float, float] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Export, verify, and only then write a bundle.
@@ -62,8 +64,8 @@ def export_bundle(
     (height, width). coder, tile: of the streams that the bundle writes. half_weights: store the weights as float16, but
     for the codec's (its symbols must be the ones it was trained with). programs: add an exported program of every role,
     as its variant "torch". Verification runs at one stride by one stride, at `size` and at `largest`, in batches of 1,
-    2 and 1. The quantisation steps in the manifest are those that the codec and what takes its latents were all
-    trained for.
+    2 and 1. steps: lowest and highest quantisation step of the bundle's streams, with 1 between them; None: those that
+    the codec and what takes its latents were all trained for. Wider ones are for who has measured them.
 
     Raises VerificationError where a model disagrees with torch, ArtifactError where the parts do not belong together.
     """
@@ -77,6 +79,8 @@ def export_bundle(
         if role in parts:
             _check_codec(role, parts[role], codec)
     net = codec.build()
+    if steps is not None:
+        check_step_range(net, steps)
     stride, channels = int(net.stride), int(net.channels)  # type: ignore[arg-type]
     spec = CodecSpec(
         name=codec.network,
@@ -87,7 +91,7 @@ def export_bundle(
         scaling=Scaling(*net.scaling),  # type: ignore[misc]
         coder=coder,  # type: ignore[arg-type]
         tile=tile_for(coder, tile or net.tile),  # type: ignore[arg-type]
-        steps=bundle_steps(codec, parts),
+        steps=bundle_steps(codec, parts) if steps is None else steps,
     )
     graphs = codec_graphs(net)
     for role, weights in parts.items():
@@ -191,7 +195,7 @@ def bundle_steps(codec: Weights, parts: Mapping[str, Weights]) -> tuple[float, f
         learned = ", ".join(f"the {role} for {low:g} to {high:g}" for role, (low, high) in ranges.items())
         raise ArtifactError(
             f"trained for quantisation steps: {learned}; expected ranges that all hold 1, which bundles start from",
-            hint="train with a --step-range LO HI around 1",
+            hint="train with a --step-range LO HI around 1, or say with --steps what was measured",
         )
     return (lowest, highest) if lowest < highest else ONE_STEP
 

@@ -217,3 +217,26 @@ def test_steps_without_the_codecs_own_are_refused(tmp_path: Path, capsys: pytest
     assert main(["export", "--codec", str(tmp_path / "codec"), "-o", str(tmp_path / "out"), "-q"]) == 4
     assert "the codec for 1.5 to 3; expected ranges that all hold 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_export_offers_the_steps_that_it_is_told(work: Path, tmp_path: Path) -> None:
+    argv = ["export", "--codec", str(work / "codec"), "-o", str(tmp_path / "out"), "-q", "--steps"]
+    assert main([*argv, "0.25", "6"]) == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["codec"]["steps"] == {"lo": 0.25, "hi": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (("1.5", "3"), "expected a range with 1 in it"),
+        (("3", "0.5"), "wants 0 < LO <= HI"),
+        (("nan", "2"), "wants 0 < LO <= HI"),
+        (("0.5", "1e9"), "expected 0.001 to 1000"),
+    ],
+)
+def test_export_refuses_steps_that_no_bundle_has(
+    work: Path, steps: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "--codec", str(work / "codec"), "-o", str(tmp_path / "out"), "--steps", *steps]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -79,10 +79,10 @@ def test_a_step_is_a_positive_number(step: float) -> None:
 
 def test_a_step_outside_the_range_is_refused() -> None:
     for step in (0.399, 2.51):
-        with pytest.raises(UsageError, match=r"trained for 0\.4 to 2\.5") as caught:
+        with pytest.raises(UsageError, match=r"are for 0\.4 to 2\.5") as caught:
             COMPACT.scaling_at(step)
         assert "latentseg bundles" in caught.value.hint
-    with pytest.raises(UsageError, match="trained for 1 alone"):
+    with pytest.raises(UsageError, match="are for 1 alone"):
         replace(COMPACT, steps=ONE_STEP).scaling_at(1.01)
     for scaling in (Scaling("channel"), Scaling("tensor"), Scaling("codebook", centres=tuple(range(200)))):
         other = replace(COMPACT, scaling=scaling, steps=ONE_STEP)
@@ -98,9 +98,9 @@ def test_a_stream_of_another_range_is_refused() -> None:
             COMPACT.check_stream(header_of(COMPACT, Scaling("fixed", lo, hi)), "b")
     for step in (0.39, 2.6):
         far = header_of(COMPACT, Scaling("fixed", step * -128, step * 127))
-        with pytest.raises(ArtifactError, match=rf"step is {step}, but .* bundle 'b' were trained for 0\.4 to 2\.5"):
+        with pytest.raises(ArtifactError, match=rf"step is {step}, but .* bundle 'b' are for 0\.4 to 2\.5"):
             COMPACT.check_stream(far, "b")
-    with pytest.raises(ArtifactError, match=r"step is 0\.4, but .* were trained for 1 alone"):
+    with pytest.raises(ArtifactError, match=r"step is 0\.4, but .* are for 1 alone"):
         replace(COMPACT, steps=ONE_STEP).check_stream(header_of(COMPACT, COMPACT.scaling_at(0.4)), "b")
     empty = replace(COMPACT, scaling=Scaling("fixed", 5.0, 5.0))  # a range that no step can be told from
     empty.check_stream(header_of(empty, empty.scaling), "b")
@@ -164,7 +164,7 @@ def test_a_larger_step_is_a_smaller_stream(engine: Engine, tmp_path: Path) -> No
 def test_what_the_engine_refuses(engine: Engine, tiny_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected a positive number"):
         engine.encode(Memory(), tmp_path / "x.lseg", step=0.0)
-    with pytest.raises(UsageError, match=r"trained for 0\.4 to 2\.5"):
+    with pytest.raises(UsageError, match=r"are for 0\.4 to 2\.5"):
         engine.segment(Memory(), step=3.0)
     assert not (tmp_path / "x.lseg").exists()
     engine.encode(Memory(), tmp_path / "x.lseg", step=2.0)
@@ -176,7 +176,7 @@ def test_what_the_engine_refuses(engine: Engine, tiny_bundle: Bundle, tmp_path: 
         for work in (narrow.segment, narrow.decode):
             with pytest.raises(ArtifactError, match="quantisation step is 2, but the networks of bundle 'tiny'"):
                 work(tmp_path / "x.lseg")
-        with pytest.raises(UsageError, match="trained for 1 alone"):
+        with pytest.raises(UsageError, match="are for 1 alone"):
             narrow.encode(Memory(), tmp_path / "y.lseg", step=2.0)
     with pytest.raises(InputError):
         engine.encode(tmp_path / "none.mp4", tmp_path / "y.lseg", step=2.0)
