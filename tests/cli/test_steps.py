@@ -103,7 +103,7 @@ def test_what_is_refused(
         (["encode", str(folder), "-o", out, *rates, "--step", "nan"], 2, "expected a number above 0"),
         (["encode", str(folder), "-o", out, *rates, "--step", "inf"], 2, "expected a number above 0"),
         (["encode", str(folder), "-o", out, *rates, "--step", "9"], 2, "are for 0.5 to 2.5"),
-        (["encode", str(folder), "-o", out, "--step", "3", "-q"], 2, "are for 0.4 to 2.5"),
+        (["encode", str(folder), "-o", out, "--step", "3.5", "-q"], 2, "are for 0.28 to 3"),
         (["run", str(folder), *rates, "--step", "0.4"], 2, "are for 0.5 to 2.5"),
         (["run", str(stream), *rates, "--step", "2"], 2, "an .lseg stream, which has its own"),
         (["run", "-", *rates, "--step", "7"], 2, "are for 0.5 to 2.5"),  # before the pipe is waited for
