@@ -29,9 +29,9 @@ _RATE_DISTORTION = """\
 ## Rate and distortion
 
 Learned codecs beside JPEG, each with the context coder and with the driving paper's (one Huffman code a frame).
-`ours-64` and `ours-96` are `compact-codec` with as many channels, trained for rate and distortion (`ours-96` on recoloured
-crops too); one codec each serves many rates by its quantisation step (`step`). `ours-joint` is the shipped bundle's, with
-32 channels, which was then trained together with its segmenter. `kakaiya-dN` are the paper's
+`ours-64` and `ours-96` are `compact-codec` with as many channels, trained for rate and distortion (`ours-96` on
+recoloured crops too); one codec each serves many rates by its quantisation step (`step`). `ours-joint` is the shipped
+bundle's, with 32 channels, which was then trained together with its segmenter. `kakaiya-dN` are the paper's
 codecs with its own scaling (8 bits between the minimum and maximum of each frame), started as a PCA and trained for
 600 steps (d=2: 1,000) of 8 crops of 128x128 where the paper trains 100 epochs: they show what this code makes of
 minutes on two cores, not what the paper reached. "JPEG at the same bytes" interpolates
