@@ -342,19 +342,12 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
         "command": portable(words),
     }
     levels = {"codec": args.steps, **{name: getattr(args, name) for name in ("jpeg", "webp", "avif")}}
-    rows: list[dict[str, Any]] = []
-    try:
-        for found in run(
-            arms, data, {name: tuple(dict.fromkeys(map(float, values))) for name, values in levels.items()},
-            coder=args.coder, limit=args.limit, timed=args.timing, threads=threads, bundles=bundles, origin=origin,
-            progress=lambda places, text: tqdm(places, desc=text, unit="frame", delay=1.0), note=note,
-        ):  # fmt: skip
-            rows += found
-            for row in found if args.record is not None else ():
-                report.append_row(args.record, row)
-    finally:  # a failure does not lose what took minutes to measure
-        for part in frontier_report.parts(rows):
-            print(part)
+    found = run(
+        arms, data, {name: tuple(dict.fromkeys(map(float, values))) for name, values in levels.items()},
+        coder=args.coder, limit=args.limit, timed=args.timing, threads=threads, bundles=bundles, origin=origin,
+        progress=lambda places, text: tqdm(places, desc=text, unit="frame", delay=1.0), note=note,
+    )  # fmt: skip
+    rows = report.gather(found, args.record, frontier_report.parts)
     if args.plot is not None:
         frontier_plot.plot_frontier(rows, args.plot)
 

@@ -321,19 +321,12 @@ def _run(args: argparse.Namespace) -> None:
     bundles = [load_bundle(spec) for spec in args.bundles]
     _check_names([bundle.name for bundle in bundles])
     measured = [(bundle, load_data(bundle, args.data, args.layout, args.split, args.size)) for bundle in bundles]
-    rows: list[dict[str, Any]] = []
-    try:
-        for found in run(
-            measured, placement, limit=args.limit, rounds=args.rounds, timed=args.timed,
-            progress=lambda places: tqdm(places, unit="frame", delay=1.0),
-            note=lambda text: print(text, file=sys.stderr),
-        ):  # fmt: skip
-            rows += found
-            for row in found if args.record is not None else ():
-                report.append_row(args.record, row)
-    finally:  # a failure does not lose what took minutes to measure
-        for part in gains_report.parts(rows):
-            print(part)
+    found = run(
+        measured, placement, limit=args.limit, rounds=args.rounds, timed=args.timed,
+        progress=lambda places: tqdm(places, unit="frame", delay=1.0),
+        note=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    report.gather(found, args.record, gains_report.parts)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,29 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             file.write(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n")
     except OSError as error:
         raise OutputError(f"cannot append to {path}: {error.strerror or error}") from error
+
+
+def gather(
+    found: Iterable[Sequence[dict[str, Any]]],
+    record: Path | None,
+    parts: Callable[[Sequence[dict[str, Any]]], Iterable[str]],
+) -> list[dict[str, Any]]:
+    """All rows of a measurement that takes minutes: each appended to `record` as it comes, the tables printed last.
+
+    found: rows as they are measured. parts: the tables of rows, as text. A failure loses nothing: what was measured
+    before it is recorded and printed.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        for some in found:
+            rows += some
+            if record is not None:
+                for row in some:
+                    append_row(record, row)
+    finally:
+        for part in parts(rows):
+            print(part)
+    return rows
 
 
 def exit_code(program: str, work: Callable[[], None]) -> int:

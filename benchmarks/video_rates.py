@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,8 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
         "threads": threads,
         "command": portable(words, "video_rates"),
     }
-    rows: list[dict[str, Any]] = []
-    try:
+
+    def measured() -> Iterator[list[dict[str, Any]]]:
         for flag, name, path in clips:
             if flag == "clip":
                 clip = load_video(name, path, args.frame_rate, args.limit)
@@ -184,12 +184,9 @@ def _run(args: argparse.Namespace, words: Sequence[str]) -> None:
             with tqdm(total=grid.streams, unit="stream", delay=1.0) as progress:
                 for found in measure_clip(clip, codec, networks, classes, grid, progress.set_description):
                     progress.update()
-                    rows += ({**origin, **row} for row in found)
-                    for row in rows[-len(found) :] if args.record is not None else ():
-                        report.append_row(args.record, row)
-    finally:  # a failure does not lose what took minutes to measure
-        for part in video_report.parts(rows):
-            print(part)
+                    yield [{**origin, **row} for row in found]
+
+    rows = report.gather(measured(), args.record, video_report.parts)
     if args.plot is not None:
         video_report.plot_video(rows, args.plot)
 

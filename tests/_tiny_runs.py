@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from latentseg.cli import main
 from latentseg.training import checkpoint
 from latentseg.training.loop import LoopConfig
 from latentseg.training.train_codec import CodecConfig
@@ -87,3 +89,11 @@ class PlainCodec(nn.Module):
 
     def decompress(self, z: Tensor) -> Tensor:
         return z / 2
+
+
+def scores(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    """What a command line prints with --json."""
+    capsys.readouterr()
+    assert main([*argv, "--json", "-q"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _tiny_runs import NARROW, TINY, frames, labels
+from _tiny_runs import NARROW, TINY, frames, labels, scores
 from PIL import Image
 
 from latentseg.bitstream import Scaling, StreamHeader, Writer
@@ -61,13 +61,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(root / "rgb", "compact-rgb", {"classes": 11, **NARROW}, {"codec": ""})
     write_data(root / "data", frames(3))
     return root
-
-
-def scores(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*argv, "--json", "-q"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def by_hand(work: Path, step: float) -> tuple[list[np.ndarray], float]:

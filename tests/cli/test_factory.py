@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _tiny_runs import scores
 from PIL import Image
 
 from latentseg.cli import main
@@ -47,12 +48,6 @@ def bundle(work: Path) -> Path:
     argv += [str(work / "rgb"), "--frames", str(work / "data" / "train"), "--size", "40", "48", "--largest", "48", "64"]
     assert main([*argv, "--scores", str(work / "scores.json"), "-o", str(out), "-q"]) == 0
     return out
-
-
-def scores(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
-    capsys.readouterr()
-    assert main([*argv, "--json", "-q"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def test_eval_codec(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from _tiny_runs import scores
 from PIL import Image
 
 from latentseg.cli import main
@@ -53,13 +52,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         assert main(["train", "classifier", *more, *data, *NARROW, *VIEWS, "--out", str(root / name), *LOOP]) == 0
     return root
-
-
-def scores(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*argv, "--json", "-q"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def test_eval_of_each_kind(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,12 +58,6 @@ def frames_of(n: int, height: int = 17, width: int = 31) -> npt.NDArray[np.uint8
 
 
 @pytest.fixture
-def engine(tiny_bundle: Bundle) -> Iterator[Engine]:
-    with Engine(tiny_bundle, threads=1) as made:
-        yield made
-
-
-@pytest.fixture
 def stream(engine: Engine, tmp_path: Path) -> Path:
     """Five frames of 17x31 as an .lseg file."""
     engine.encode(Memory(frames_of(5)), tmp_path / "five.lseg")

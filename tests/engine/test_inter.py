@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +23,6 @@ from latentseg.kernels.frames import FrameDecoder, FrameEncoder
 
 FRAMES, INTERVAL = 11, 4
 KEYS = [0, 4, 8]
-
-
-@pytest.fixture
-def engine(tiny_bundle: Bundle) -> Iterator[Engine]:
-    with Engine(tiny_bundle, threads=1) as made:
-        yield made
 
 
 @pytest.fixture
