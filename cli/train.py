@@ -239,9 +239,7 @@ def _soft_labels(args: argparse.Namespace) -> tuple[Path, ...]:
 
     classes, pairs = labelled(args.layout, args.data, args.split)
     images, _ = read_pairs(pairs, classes)
-    path = make_soft_labels(
-        args.teacher, images, args.out, args.scales, threads=args.threads, progress=not args.quiet
-    )
+    path = make_soft_labels(args.teacher, images, args.out, args.scales, threads=args.threads, progress=not args.quiet)
     return (path,)
 
 
