@@ -60,17 +60,22 @@ class SoftLabels:
         return view / view.sum(0, keepdim=True).clamp_min(1.0)
 
 
-def divergence(wanted: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+def divergence(wanted: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """KL(wanted || student), nats, mean over the logits that lie under labelled pixels.
 
     wanted: probabilities, logits: of the student, (N, classes, h, w) and of any size; target: int64 (N, H, W).
+    weight: of the classes, (classes,); the mean is weighted then, as that of a cross-entropy with class weights is.
     """
     size = logits.shape[2:]
     if wanted.shape[2:] != size:
         wanted = F.interpolate(wanted, size=size, mode="bilinear", align_corners=False)
     counted = (F.interpolate(target[:, None].float(), size=size, mode="nearest-exact")[:, 0] != IGNORE).float()
-    found = F.kl_div(F.log_softmax(logits.float(), 1), wanted, reduction="none").sum(1)
-    return (found * counted).sum() / counted.sum().clamp_min(1.0)
+    found = F.kl_div(F.log_softmax(logits.float(), 1), wanted, reduction="none")
+    total = counted
+    if weight is not None:
+        found = found * weight[:, None, None]
+        total = counted * (wanted * weight[:, None, None]).sum(1)
+    return (found.sum(1) * counted).sum() / total.sum().clamp_min(1e-6)
 
 
 @torch.no_grad()

@@ -231,7 +231,11 @@ def train_joint(
             if taught is None and teaching is not None:
                 taught = teaching.probabilities(x, logits.shape[2:])
         task_loss = task(out, target)
-        distance = torch.zeros(()) if taught is None else divergence(taught, logits, target)
+        distance = (
+            torch.zeros(())
+            if taught is None
+            else divergence(taught, logits, target, None if soft is None else task.weight)
+        )
         codec_loss, figures = rate_distortion(
             crops(images, codec_config, rng), rng, bf16=loop.bf16, steer=step >= loop.warmup
         )

@@ -271,7 +271,7 @@ def train_segmenter(
         loss = objective(out, target)
         if taught is None:
             return loss, {}
-        distance = divergence(taught, first(out), target)
+        distance = divergence(taught, first(out), target, weight)
         return loss + teacher_weight * distance, {"task": loss.item(), "taught": distance.item()}
 
     run.train(losses, progress=progress)
