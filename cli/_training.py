@@ -79,22 +79,11 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def add_labelled_set(parser: argparse.ArgumentParser) -> None:
-    """Which labelled images."""
+def add_labelled(parser: argparse.ArgumentParser) -> None:
+    """Data of a segmenter."""
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="root of the data set")
     parser.add_argument("--layout", default="camvid", help="camvid, cityscapes or voc (default: %(default)s)")
     parser.add_argument("--split", default="train", help="default: %(default)s")
-
-
-def add_soft_labels(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    parser.add_argument(
-        "--soft-labels", type=Path, metavar="RUN", help="learn these probabilities too; see train soft-labels"
-    )
-
-
-def add_labelled(parser: argparse.ArgumentParser) -> None:
-    """Data of a segmenter."""
-    add_labelled_set(parser)
     parser.add_argument(
         "--size", type=_common.positive, nargs=2, default=(360, 480), metavar=("H", "W"),
         help="canvas of the augmented views (default: 360 480)",

@@ -36,7 +36,7 @@ HELP = "train a codec, a segmenter or a classifier, or a codec together with one
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(
-        dest="what", required=True, metavar="codec|segmenter|classifier|joint|soft-labels|average",
+        dest="what", required=True, metavar="codec|segmenter|classifier|joint|average",
         parser_class=_training.PresetParser,
     )  # fmt: skip
     codec = sub.add_parser("codec", help="a codec, on any images", allow_abbrev=False)
@@ -85,11 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start from these weights instead of random ones: of the network, of a classifier with its backbone, or "
         "of an RGB segmenter with its trunk",
     )  # fmt: skip
-    _training.add_soft_labels(segmenter)
-    segmenter.add_argument(
-        "--teacher-weight", type=float, metavar="W",
-        help="weight of the divergence from the soft labels against the cross-entropy (default: 1)",
-    )  # fmt: skip
     _training.add_labelled(segmenter)
     _training.add_loop(segmenter, lr=1e-3, weight_decay=0.02)
 
@@ -135,10 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     task.add_argument(
         "--teacher", type=Path, metavar="RUN", help="an RGB segmenter whose probabilities to learn as well"
     )
-    _training.add_soft_labels(task)
     task.add_argument(
         "--teacher-weight", type=float, metavar="W",
-        help="weight of the divergence from the teacher or the soft labels against the cross-entropy (default: 1)",
+        help="weight of the divergence from the teacher against the cross-entropy (default: 1)",
     )  # fmt: skip
     task.add_argument(
         "--codec-lr-share", type=float, metavar="X",
@@ -159,19 +153,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _training.add_views(task)
     _training.add_loop(joint, lr=1e-3, weight_decay=0.02)
 
-    soft = sub.add_parser(
-        "soft-labels", help="a trained segmenter's probabilities of a data set's images, to learn from",
-        allow_abbrev=False,
-    )  # fmt: skip
-    soft.add_argument("--teacher", required=True, type=Path, metavar="RUN", help="an RGB segmenter")
-    soft.add_argument(
-        "--scales", type=float, nargs="+", default=(1.0, 1.5, 2.0), metavar="S",
-        help="average over the image at these scales, and over the mirror image of each (default: 1 1.5 2)",
-    )  # fmt: skip
-    _training.add_labelled_set(soft)
-    soft.add_argument("--out", required=True, type=Path, metavar="RUN", help="the folder of the result")
-    soft.add_argument("--threads", type=_common.positive, default=0, help="default: all cores")
-
     average = sub.add_parser("average", help="the mean of finished runs' weights", allow_abbrev=False)
     average.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs of one network, or joint runs")
     average.add_argument("--out", required=True, type=Path, metavar="RUN", help="the folder of the result")
@@ -188,8 +169,6 @@ def run(args: argparse.Namespace) -> int:
         from ..training.average import average_runs
 
         paths = average_runs(args.runs, args.out)
-    elif args.what == "soft-labels":
-        paths = _soft_labels(args)
     else:
         trainings = {"codec": _codec, "segmenter": _segmenter, "classifier": _classifier, "joint": _joint}
         paths = trainings[args.what](args, _training.loop_config(args))
@@ -233,23 +212,10 @@ def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     return (path,)
 
 
-def _soft_labels(args: argparse.Namespace) -> tuple[Path, ...]:
-    from ..training.data import labelled, read_pairs
-    from ..training.soft_labels import make_soft_labels
-
-    classes, pairs = labelled(args.layout, args.data, args.split)
-    images, _ = read_pairs(pairs, classes)
-    path = make_soft_labels(args.teacher, images, args.out, args.scales, threads=args.threads, progress=not args.quiet)
-    return (path,)
-
-
 def _segmenter(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     from ..training.data import labelled, read_pairs
     from ..training.train_segmenter import SegmenterConfig, train_segmenter
 
-    taught = {} if args.teacher_weight is None else {"teacher_weight": args.teacher_weight}
-    if taught and args.soft_labels is None:
-        raise UsageError("--teacher-weight without soft labels", hint="give --soft-labels RUN, or leave it out")
     classes, pairs = labelled(args.layout, args.data, args.split)
     images, labels = read_pairs(pairs, classes)
     quality = None if args.jpeg_quality is None else tuple(args.jpeg_quality)
@@ -258,9 +224,8 @@ def _segmenter(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
     )
     path = train_segmenter(
         args.network, images, labels, len(classes.names), args.out, config, loop, codec=args.codec,
-        decoded_by=args.decoded_by, init=args.init, soft_labels=args.soft_labels, **taught,
-        options=_training.options(args), resume=args.resume, progress=not args.quiet,
-        data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
+        decoded_by=args.decoded_by, init=args.init, options=_training.options(args), resume=args.resume,
+        progress=not args.quiet, data_note=f"{args.layout} {args.split}, {len(pairs)} pairs",
     )  # fmt: skip
     return (path,)
 
@@ -291,14 +256,12 @@ def _joint(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:
 
     kind = registry.entry(args.network).kind
     classifies = kind in {"latent_classifier", "rgb_classifier"}
-    others = ["teacher", "soft_labels", *_JOINT, "step_range"] if classifies else [
+    others = ["teacher", *_JOINT, "step_range"] if classifies else [
         "gamma", "beta", "limit_per_class", "area", "no_flip"
     ]  # fmt: skip
     _training.refuse(args, others, args.network, kind)
-    if args.teacher_weight is not None and args.teacher is None and args.soft_labels is None:
-        raise UsageError(
-            "--teacher-weight without a teacher", hint="give --teacher RUN or --soft-labels RUN, or leave it out"
-        )
+    if args.teacher_weight is not None and args.teacher is None:
+        raise UsageError("--teacher-weight without a teacher", hint="give --teacher RUN, or leave it out")
     expected = 1 if classifies else 2
     size: list[int] = args.size or ([64] if classifies else [360, 480])
     if len(size) != expected:
@@ -335,7 +298,6 @@ def _joint_segmenter(args: argparse.Namespace, loop: LoopConfig, size: tuple[int
     images, labels = read_pairs(pairs, classes)
     return train_joint(
         args.network, images, labels, len(classes.names), args.out, segmenter_config, codec_config, config, loop,
-        codec=args.codec, teacher=args.teacher, soft_labels=args.soft_labels, init=args.init,
-        options=_training.options(args), resume=args.resume, progress=not args.quiet,
-        data_note=f"{layout} {split}, {len(pairs)} pairs",
+        codec=args.codec, teacher=args.teacher, init=args.init, options=_training.options(args), resume=args.resume,
+        progress=not args.quiet, data_note=f"{layout} {split}, {len(pairs)} pairs",
     )  # fmt: skip

@@ -6,8 +6,6 @@ resumed run sees what an uninterrupted one would have seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -77,20 +75,6 @@ def random_patch(image: NDArray[np.uint8], size: int, rng: Rng, scales: tuple[fl
     return _resize(patch, (size, size))
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where an augmented view comes from, in pixels.
-
-    source: (height, width) of the image. window: (top, left, height, width) of what is taken of it. place: the same of
-    where it lies in the canvas, before that is mirrored, if `flipped`.
-    """
-
-    source: tuple[int, int]
-    window: tuple[int, int, int, int]
-    place: tuple[int, int, int, int]
-    flipped: bool
-
-
 def random_view(
     image: NDArray[np.uint8],
     label: NDArray[np.uint8],
@@ -98,12 +82,12 @@ def random_view(
     rng: Rng,
     scales: tuple[float, float] = (0.6, 1.9),
     jitter_strength: float = 0.25,
-) -> tuple[Tensor, Tensor, Placement]:
+) -> tuple[Tensor, Tensor]:
     """A labelled training view: random scale about the canvas, random position, flip, colour jitter.
 
     image uint8 (H, W, 3), label uint8 (H, W); size: canvas (height, width). Above scale 1 a window is enlarged; below,
     the image is reduced and what the canvas has left over is the image's mean colour, ignored in the label.
-    Returns float32 (3, h, w) in [0, 1], int64 (h, w), and where in the image they come from.
+    Returns float32 (3, h, w) in [0, 1] and int64 (h, w).
     """
     scale = float(np.exp(rng.uniform(np.log(scales[0]), np.log(scales[1]))))
     height, width = size
@@ -119,8 +103,6 @@ def random_view(
     y, x = rng.integers(height - out_h + 1), rng.integers(width - out_w + 1)
     canvas[:, y : y + out_h, x : x + out_w] = window
     canvas_label[y : y + out_h, x : x + out_w] = target
-    flipped = bool(rng.random() < 0.5)
-    if flipped:
+    if rng.random() < 0.5:
         canvas, canvas_label = canvas.flip(2), canvas_label.flip(1)
-    window_at, place = (int(top), int(left), window_h, window_w), (int(y), int(x), out_h, out_w)
-    return canvas, canvas_label, Placement(label.shape, window_at, place, flipped)  # type: ignore[arg-type]
+    return canvas, canvas_label

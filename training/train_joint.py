@@ -27,20 +27,18 @@ from torch.nn import functional as F
 from ..errors import ArtifactError, UsageError
 from ..models import registry
 from . import checkpoint
+from .data import IGNORE
 from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Part, Run, step_rng
 from .received import check_step_range, draw_levels
-from .soft_labels import divergence, load_soft_labels
 from .train_codec import CodecConfig, RateDistortion, check_crops, crops
 from .train_codec import described as described_crops
 from .train_segmenter import (
     SegmentationLoss,
     SegmenterConfig,
     check_data,
-    check_weight,
     class_weights,
     described,
-    first,
     make_network,
     views,
 )
@@ -67,8 +65,7 @@ class JointConfig:
     def __post_init__(self) -> None:
         if not 0 < self.task_weight < math.inf:
             raise UsageError(f"a task weight of {self.task_weight}, expected a finite number above 0")
-        check_weight(self.teacher_weight)
-        for name in ("ramp", "codec_lr_share", "hint_steps"):
+        for name in ("ramp", "codec_lr_share", "teacher_weight", "hint_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected a finite number not below 0")
 
@@ -102,14 +99,18 @@ class Teacher:
         distance: Tensor = ((features.float() - wanted) ** 2 / spread).mean()
         return distance
 
-    @torch.no_grad()
-    def probabilities(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """Of views x, float32 (N, 3, H, W) in [0, 1], at a size (h, w): float32 (N, classes, h, w)."""
-        found = first(self.module(x)).float()
-        if found.shape[2:] != size:
+    def divergence(self, x: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        """KL(teacher || student), mean over the logits of x (N, 3, H, W) in [0, 1] that lie under labelled pixels."""
+        with torch.no_grad():
+            found = _logits(self.module(x)).float()
+        size = logits.shape[2:]
+        if found.shape != logits.shape:
             corners = bool(self.module.align_corners)
-            found = F.interpolate(found, size=tuple(size), mode="bilinear", align_corners=corners)
-        return found.softmax(1)
+            found = F.interpolate(found, size=size, mode="bilinear", align_corners=corners)
+        counted = (F.interpolate(target[:, None].float(), size=size, mode="nearest-exact")[:, 0] != IGNORE).float()
+        student, taught = F.log_softmax(logits.float(), 1), F.log_softmax(found, 1)
+        divergence = F.kl_div(student, taught, reduction="none", log_target=True).sum(1)
+        return (divergence * counted).sum() / counted.sum().clamp_min(1.0)
 
 
 def _parts(segmenter: nn.Module, codec: nn.Module, config: JointConfig, weight_decay: float) -> list[Part]:
@@ -122,6 +123,10 @@ def _parts(segmenter: nn.Module, codec: nn.Module, config: JointConfig, weight_d
         Part(trunk, weight_decay, start=config.hint_steps),  # type: ignore[arg-type]
         Part(codec, 0.0, config.codec_lr_share, start=config.hint_steps),
     ]
+
+
+def _logits(out: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
 
 
 def train_joint(
@@ -137,7 +142,6 @@ def train_joint(
     *,
     codec: Path,
     teacher: Path | None = None,
-    soft_labels: Path | None = None,
     init: Path | None = None,
     options: dict[str, Any] | None = None,
     resume: bool = False,
@@ -147,8 +151,7 @@ def train_joint(
     """Train a latent segmenter and, from the weights `codec`, its codec; return the paths of both results.
 
     images: RGB uint8 (H, W, 3); labels: uint8 (H, W), `IGNORE` where there is no class. teacher: weights of an RGB
-    segmenter of the same classes, if one is to teach. soft_labels: of the images, to learn in place of what the teacher
-    says of each view; a teacher beside them gives hints only. init: weights of the segmenter to start from, of the same
+    segmenter of the same classes, if one is to teach. init: weights of the segmenter to start from, of the same
     network, as an earlier joint training left them; not with hints, which bring a start of their own. The results are
     `folder/codec/model.safetensors` and `folder/segmenter/model.safetensors`.
     """
@@ -188,12 +191,6 @@ def train_joint(
         lend_trunk(teaching.module, segmenter, "the teacher", network)
         if not resume:
             lend_entry(teaching.module, segmenter, trained_codec, images)
-    soft = None if soft_labels is None else load_soft_labels(soft_labels, images, classes)
-    if soft is not None and teaching is not None and not config.hint_steps:
-        raise UsageError(
-            "a teacher beside soft labels gives hints alone, found no hint steps",
-            hint="give --hint-steps N, or leave --teacher or --soft-labels out",
-        )
     pair = Pair(trained_codec, segmenter)
     task = SegmentationLoss(
         segmenter, class_weights(labels, classes, segmenter_config.class_weight_power), segmenter_config.aux_weight
@@ -204,8 +201,6 @@ def train_joint(
         "data": data_note, "init": weights.content_id, "teacher": "" if teaching is None else teaching.content_id,
         "segmenter_init": "" if started is None else started.content_id,
     }  # fmt: skip
-    if soft is not None:
-        settings["soft_labels"] = soft.content_id
     run = Run(
         folder, network, options, pair, loop, settings, resume=resume,
         extra=RateDistortion.start(codec_config.target_bpp, weights.facts),
@@ -216,7 +211,7 @@ def train_joint(
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         # The first draws are the ones that `train_segmenter` makes: both trainings see the same views.
         rng = step_rng(loop.seed, step)
-        x, target, taught = views(images, labels, segmenter_config, rng, soft)
+        x, target = views(images, labels, segmenter_config, rng)
         level = draw_levels(codec_config.step_range, len(x), rng)
         hinting = step < config.hint_steps
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
@@ -227,20 +222,13 @@ def train_joint(
                 return hint, {"hint": hint.item()}
             share = min(1.0, (step - config.hint_steps) / config.ramp) if config.ramp else 1.0
             out = segmenter(share * z + (1.0 - share) * z.detach())
-            logits = first(out)
-            if taught is None and teaching is not None:
-                taught = teaching.probabilities(x, logits.shape[2:])
+            taught = torch.zeros(()) if teaching is None else teaching.divergence(x, _logits(out), target)
         task_loss = task(out, target)
-        distance = (
-            torch.zeros(())
-            if taught is None
-            else divergence(taught, logits, target, None if soft is None else task.weight)
-        )
         codec_loss, figures = rate_distortion(
             crops(images, codec_config, rng), rng, bf16=loop.bf16, steer=step >= loop.warmup
         )
-        loss = config.task_weight * (task_loss + config.teacher_weight * distance) + codec_loss
-        return loss, {"task": task_loss.item(), "taught": distance.item(), **figures}
+        loss = config.task_weight * (task_loss + config.teacher_weight * taught) + codec_loss
+        return loss, {"task": task_loss.item(), "taught": taught.item(), **figures}
 
     run.train(losses, progress=progress)
     codec_path = run.save_part("codec.", folder / "codec", weights.network, weights.options)

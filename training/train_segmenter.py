@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from .data import IGNORE
 from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Run, step_rng
 from .received import Encoder, JpegRoundTrip, RoundTrip, check_levels, check_step_range, draw_levels
-from .soft_labels import SoftLabels, divergence, load_soft_labels
 
 
 @dataclass(frozen=True)
@@ -130,18 +128,6 @@ def fill_from(
     return weights.content_id
 
 
-def first(out: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    """A segmenter's logits, without those of an auxiliary head."""
-    return out[0] if isinstance(out, tuple) else out
-
-
-def check_weight(weight: float) -> float:
-    """A teacher's weight. Raises UsageError unless it is finite and not below 0."""
-    if not 0 <= weight < math.inf:
-        raise UsageError(f"teacher_weight is {weight}, expected a finite number not below 0")
-    return weight
-
-
 class SegmentationLoss:
     """Weighted cross-entropy at full resolution; with an auxiliary head, that one's loss times `aux_weight` on top."""
 
@@ -166,21 +152,13 @@ def views(
     labels: Sequence[NDArray[np.uint8]],
     config: SegmenterConfig,
     rng: np.random.Generator,
-    soft: SoftLabels | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One step's batch of augmented views: float32 (batch, 3, h, w) in [0, 1] and int64 (batch, h, w).
-
-    With soft labels of the images also their probabilities there, float32 (batch, classes, h / 2, w / 2).
-    """
-    batch, taught = [], []
+) -> tuple[Tensor, Tensor]:
+    """One step's batch of augmented views: float32 (batch, 3, h, w) in [0, 1] and int64 (batch, h, w)."""
+    batch = []
     for _ in range(config.batch):
         index = int(rng.integers(len(images)))
-        *view, placement = random_view(images[index], labels[index], config.size, rng, config.scales, config.jitter)
-        batch.append(view)
-        if soft is not None:
-            taught.append(soft.view(index, placement, config.size))
-    x, target = (torch.stack(part) for part in zip(*batch, strict=True))
-    return x, target, torch.stack(taught) if taught else None
+        batch.append(random_view(images[index], labels[index], config.size, rng, config.scales, config.jitter))
+    return torch.stack([view for view, _ in batch]), torch.stack([label for _, label in batch])
 
 
 def check_data(size: tuple[int, int], stride: int, labels: Sequence[NDArray[np.uint8]]) -> None:
@@ -203,8 +181,6 @@ def train_segmenter(
     codec: Path | None = None,
     decoded_by: Path | None = None,
     init: Path | None = None,
-    soft_labels: Path | None = None,
-    teacher_weight: float = 1.0,
     options: dict[str, Any] | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -215,9 +191,8 @@ def train_segmenter(
     images: RGB uint8 (H, W, 3); labels: uint8 (H, W), `IGNORE` where there is no class. codec: weights of the frozen
     codec, needed by a latent segmenter and refused by an RGB one. decoded_by: weights of a codec whose decoded views an
     RGB segmenter is to learn from. init: weights to start from, of the same network, of a classifier with the same
-    backbone or, for latents, of an RGB segmenter with the same trunk. soft_labels: of the images, to learn as well;
-    teacher_weight: of the divergence from them (nats a pixel) against the cross-entropy. The augmentation acts on the
-    image, before encoding.
+    backbone or, for latents, of an RGB segmenter with the same trunk. The augmentation acts on the image, before
+    encoding.
     """
     kind = registry.entry(network).kind
     if kind not in {"rgb_segmenter", "latent_segmenter"}:
@@ -257,22 +232,14 @@ def train_segmenter(
     }  # fmt: skip
     if decoded_by is not None:
         settings["decoded_by"] = content_id
-    soft = None
-    if soft_labels is not None:
-        soft = load_soft_labels(soft_labels, images, classes)
-        settings["soft_labels"] = {"id": soft.content_id, "weight": check_weight(teacher_weight)}
     run = Run(folder, network, options, module, loop, settings, resume=resume)
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = step_rng(loop.seed, step)
-        x, target, taught = views(images, labels, config, rng, soft)
+        x, target = views(images, labels, config, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
             out = module(received(x, draw_levels(levels, len(x), rng)))
-        loss = objective(out, target)
-        if taught is None:
-            return loss, {}
-        distance = divergence(taught, first(out), target, weight)
-        return loss + teacher_weight * distance, {"task": loss.item(), "taught": distance.item()}
+        return objective(out, target), {}
 
     run.train(losses, progress=progress)
     return run.save_weights()

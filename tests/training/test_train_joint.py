@@ -20,7 +20,6 @@ from latentseg.errors import ArtifactError, InputError, LatentsegError, UsageErr
 from latentseg.models import registry
 from latentseg.models.compact import CompactSegmenter
 from latentseg.training import checkpoint
-from latentseg.training.soft_labels import divergence
 from latentseg.training.train_codec import CodecConfig, RateDistortion, train_codec
 from latentseg.training.train_joint import JointConfig, Teacher, train_joint
 from latentseg.training.train_segmenter import SegmenterConfig, train_segmenter
@@ -283,11 +282,6 @@ def kl(teacher: NDArray[Any], student: NDArray[Any], counted: NDArray[Any]) -> f
     return float((p * np.log(p / q)).sum(1)[counted].mean())
 
 
-def taught(teaching: Teacher, x: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """What joint training minimises."""
-    return divergence(teaching.probabilities(x, logits.shape[2:]), logits, target)
-
-
 def test_divergence_by_hand(teacher: Path) -> None:
     teaching = Teacher(teacher, 2)
     rng = torch.Generator().manual_seed(0)
@@ -297,17 +291,17 @@ def test_divergence_by_hand(teacher: Path) -> None:
     target[torch.rand(target.shape, generator=rng) < 0.4] = 255
     counted = target.numpy()[:, 1::2, 1::2] != 255  # the pixel that `nearest-exact` takes for each logit
     assert 0 < counted.sum() < counted.size
-    teachers, student = teaching.module(x).numpy(), logits.detach().numpy()
-    expected = kl(teachers, student, counted)
-    found = taught(teaching, x, logits, target)
+    taught, student = teaching.module(x).numpy(), logits.detach().numpy()
+    expected = kl(taught, student, counted)
+    found = teaching.divergence(x, logits, target)
     assert found.item() == pytest.approx(expected, rel=1e-5)
     # Power of the numbers: neither the other direction nor another set of pixels would pass.
     everywhere = np.ones_like(counted)
-    for other in (kl(student, teachers, counted), kl(teachers, student, everywhere), kl(teachers, student, ~counted)):
+    for other in (kl(student, taught, counted), kl(taught, student, everywhere), kl(taught, student, ~counted)):
         assert abs(other - expected) > 1e-3 * expected
     # Its gradient is (q - p) / n where there is a label, and nothing elsewhere or in the teacher.
     found.backward()
-    p, q = (np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (teachers, student))
+    p, q = (np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (taught, student))
     assert logits.grad is not None
     np.testing.assert_allclose(logits.grad.numpy(), (q - p) * counted[:, None] / counted.sum(), atol=1e-6)
     assert not any(parameter.requires_grad for parameter in teaching.module.parameters())
@@ -317,7 +311,7 @@ def test_divergence_by_hand(teacher: Path) -> None:
 def test_divergence_of_one_position_in_numbers(teacher: Path) -> None:
     teaching = Teacher(teacher, 2)
     teaching.module = Fixed(torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1))  # 3/4 and 1/4 against 1/2 and 1/2
-    found = taught(teaching, torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 2).long())
+    found = teaching.divergence(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 2).long())
     assert found.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
 
 
@@ -325,13 +319,13 @@ def test_divergence_where_nothing_is_labelled_and_where_all_agree(teacher: Path)
     teaching = Teacher(teacher, 2)
     x, void = torch.rand(1, 3, 8, 8), torch.full((1, 8, 8), 255)
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
-    found = taught(teaching, x, logits, void)
+    found = teaching.divergence(x, logits, void)
     found.backward()
     assert found.item() == 0.0
     assert logits.grad is not None
     assert not logits.grad.any()
     same = teaching.module(x) + 5.0  # the same probabilities
-    assert taught(teaching, x, same, torch.zeros_like(void)).item() == pytest.approx(0.0, abs=1e-6)
+    assert teaching.divergence(x, same, torch.zeros_like(void)).item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("corners", [False, True])
@@ -342,7 +336,7 @@ def test_divergence_from_a_coarser_teacher(teacher: Path, corners: bool) -> None
     teaching.module = Fixed(coarse)
     teaching.module.align_corners = corners  # type: ignore[assignment]
     student = torch.randn(1, 2, 4, 6, generator=torch.Generator().manual_seed(2))
-    found = taught(teaching, torch.zeros(1, 3, 8, 12), student, torch.zeros(1, 8, 12).long())
+    found = teaching.divergence(torch.zeros(1, 3, 8, 12), student, torch.zeros(1, 8, 12).long())
     fine = F.interpolate(coarse, size=(4, 6), mode="bilinear", align_corners=corners)
     assert found.item() == pytest.approx(kl(fine.numpy(), student.numpy(), np.ones((1, 4, 6), bool)), rel=1e-5)
 
@@ -358,7 +352,7 @@ def test_a_taught_student_comes_nearer_to_its_teacher(tmp_path: Path, codec: Pat
         encoder, student = (checkpoint.load_weights(path).build() for path in paths)
         with torch.no_grad():
             logits = student.train()(encoder.compress(x).round())  # type: ignore[operator]
-            distance[weight] = taught(teaching, x, logits, target).item()
+            distance[weight] = teaching.divergence(x, logits, target).item()
     assert distance[50.0] < distance[0.0]
 
 
