@@ -181,7 +181,11 @@ def add_loop(parser: argparse.ArgumentParser, lr: float, weight_decay: float, ba
         help="steps between checkpoints (default: %(default)s)",
     )
     parser.add_argument("--threads", type=_common.positive, default=0, help="default: all cores")
-    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast (slower where the CPU has bfloat16)")
+    # No exclusive group: what is given on the command line comes after a preset's, and must win over it.
+    parser.add_argument(
+        "--bf16", action="store_true", default=None, help="bfloat16 autocast (default: where the CPU has bfloat16)"
+    )
+    parser.add_argument("--fp32", dest="bf16", action="store_false", default=None, help="no bfloat16 autocast")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
 
 
@@ -191,7 +195,7 @@ def loop_config(args: argparse.Namespace) -> LoopConfig:
 
     return LoopConfig(
         steps=args.steps, seed=args.seed, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
-        clip_norm=args.clip_norm, interval=args.interval, bf16=not args.fp32, threads=args.threads,
+        clip_norm=args.clip_norm, interval=args.interval, bf16=args.bf16, threads=args.threads,
         optimizer=args.optimizer, schedule=args.schedule, decay_at=tuple(args.decay_at),
     )  # fmt: skip
 

@@ -121,7 +121,7 @@ def train_classifier(
 
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         x, target = classified_views(images, config, step_rng(loop.seed, step))
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
             logits = module(encoder(x))
         return F.cross_entropy(logits.float(), target), {"top1": top1(logits, target)}
 

@@ -244,10 +244,10 @@ def train_codec(
         x = crops(frames, config, rng)
         steer = step % every == 0 and (centres or step >= loop.warmup)
         if isinstance(objective, RateDistortion):
-            return objective(x, rng, bf16=loop.bf16, steer=steer)
+            return objective(x, rng, bf16=run.bf16, steer=steer)
         if objective is not None:
-            return objective(x, bf16=loop.bf16, steer=steer)
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+            return objective(x, bf16=run.bf16, steer=steer)
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
             decoded = codec.decompress(codec.compress(x))  # type: ignore[operator]
         mse = F.mse_loss(decoded.float(), x)
         return mse * 255.0, {"psnr": _psnr(mse)}

@@ -214,7 +214,7 @@ def train_joint(
         x, target = views(images, labels, segmenter_config, rng)
         level = draw_levels(codec_config.step_range, len(x), rng)
         hinting = step < config.hint_steps
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
             with torch.set_grad_enabled(not hinting):
                 z = trained_codec.quantised(trained_codec.compress(x).float(), level)  # type: ignore[operator]
             if teaching is not None and hinting:
@@ -225,7 +225,7 @@ def train_joint(
             taught = torch.zeros(()) if teaching is None else teaching.divergence(x, _logits(out), target)
         task_loss = task(out, target)
         codec_loss, figures = rate_distortion(
-            crops(images, codec_config, rng), rng, bf16=loop.bf16, steer=step >= loop.warmup
+            crops(images, codec_config, rng), rng, bf16=run.bf16, steer=step >= loop.warmup
         )
         loss = config.task_weight * (task_loss + config.teacher_weight * taught) + codec_loss
         return loss, {"task": task_loss.item(), "taught": taught.item(), **figures}

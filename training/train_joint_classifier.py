@@ -101,11 +101,11 @@ def train_joint_classifier(
         x, target = classified_views(images, classifier_config, step_rng(loop.seed, step))
         if step % EVERY == 0:
             objective.steer()
-        received, shares = objective.encode(x, bf16=loop.bf16)
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+        received, shares = objective.encode(x, bf16=run.bf16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
             logits = classifier(received)
         task = F.cross_entropy(logits.float(), target)
-        codec_loss, figures = objective.loss(x, received, shares, bf16=loop.bf16)
+        codec_loss, figures = objective.loss(x, received, shares, bf16=run.bf16)
         return task + codec_loss, {"task": task.item(), "top1": top1(logits, target), **figures}
 
     run.train(losses, progress=progress)

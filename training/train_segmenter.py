@@ -237,7 +237,7 @@ def train_segmenter(
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = step_rng(loop.seed, step)
         x, target = views(images, labels, config, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
             out = module(received(x, draw_levels(levels, len(x), rng)))
         return objective(out, target), {}
 

@@ -124,6 +124,7 @@ def test_flags_come_before_the_preset_wherever_they_stand(data: Path, tmp_path: 
         size = 32
         lr = 0.5
         no-flip = true
+        bf16 = true
         option = {width = 16}
     """
     preset = write(tmp_path / "p.toml", text)
@@ -135,7 +136,7 @@ def test_flags_come_before_the_preset_wherever_they_stand(data: Path, tmp_path: 
         assert (found.network, found.options) == ("compact-resnet", {"classes": 2, "width": 8})
         settings = found.facts["settings"]
         assert (settings["classifier"]["batch"], settings["classifier"]["size"]) == (2, 32)
-        assert (settings["loop"]["lr"], settings["classifier"]["flip"]) == (0.5, False)
+        assert (settings["loop"]["lr"], settings["loop"]["bf16"], settings["classifier"]["flip"]) == (0.5, False, False)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _tiny_runs import loop, weights
+from _tiny_runs import CODEC, TINY, frames, loop, weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentseg.errors import ArtifactError, UsageError
-from latentseg.training.loop import LoopConfig, Run, learning_rate
+from latentseg.training.loop import LoopConfig, Run, learning_rate, native_bfloat16
+from latentseg.training.train_codec import train_codec
 
 
 def test_step_schedule_falls_to_a_tenth_at_each_share() -> None:
@@ -103,3 +104,54 @@ def test_the_gradient_is_clipped_to_what_is_asked_for(tmp_path: Path) -> None:
     )
     moved = (start - module.weight.detach()).numpy()
     assert np.linalg.norm(moved) == pytest.approx(3.0, rel=1e-4)
+
+
+def cpu(monkeypatch: pytest.MonkeyPatch, *capabilities: str) -> None:
+    """A CPU that has these, as torch sees it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(capabilities, True), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "native"),
+    [
+        ((), False), (("avx2", "f16c"), False), (("avx512_f", "avx512_bw", "avx512_vnni"), False),
+        (("avx512_f", "avx512_bf16"), True), (("amx_tile", "amx_bf16"), True), (("neon", "bf16"), True),
+        (("neon", "fp16_arith"), False),
+    ],
+)  # fmt: skip
+def test_bfloat16_only_by_instructions_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capabilities: tuple[str, ...], native: bool
+) -> None:
+    cpu(monkeypatch, *capabilities)
+    assert native_bfloat16() is native
+
+
+def test_bfloat16_of_a_torch_that_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert native_bfloat16() is False
+
+
+def test_a_resumed_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu(monkeypatch, "avx512_bf16")
+    begun = one_run(tmp_path / "r", bf16=None)
+    assert begun.bf16 is True
+    assert begun.settings["loop"]["bf16"] is True
+    begun.save_state()
+    cpu(monkeypatch, "avx2")
+    assert one_run(tmp_path / "new", bf16=None).bf16 is False
+    resumed = one_run(tmp_path / "r", bf16=None)
+    assert resumed.bf16 is True
+    assert resumed.settings["loop"]["bf16"] is True
+    with pytest.raises(ArtifactError, match="loop bf16 was True, asked for False"):
+        one_run(tmp_path / "r", bf16=False)
+
+
+def test_the_settled_precision_is_the_one_trained_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu(monkeypatch, "amx_bf16")
+    found = {}
+    for bf16 in (None, True, False):
+        out = tmp_path / str(bf16)
+        train_codec("compact-codec", frames(2), out, CODEC, loop(2, bf16=bf16), options=TINY, progress=False)
+        found[bf16] = weights(out / "model.safetensors")["compressor.transform.entry.weight"]
+    assert torch.equal(found[None], found[True])
+    assert not torch.equal(found[None], found[False])
