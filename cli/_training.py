@@ -180,7 +180,12 @@ def add_loop(parser: argparse.ArgumentParser, lr: float, weight_decay: float, ba
         metavar="N",
         help="steps between checkpoints (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=_common.positive, default=0, help="default: all cores")
+    parser.add_argument("--threads", type=_common.positive, default=0, help="of the CPU (default: all cores)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N",
+        help="threads that make batches ahead (default: with a GPU up to 8, on the CPU none)",
+    )  # fmt: skip
     # No exclusive group: what is given on the command line comes after a preset's, and must win over it.
     parser.add_argument(
         "--bf16", action="store_true", default=None, help="bfloat16 autocast (default: where the CPU has bfloat16)"
@@ -191,11 +196,13 @@ def add_loop(parser: argparse.ArgumentParser, lr: float, weight_decay: float, ba
 
 def loop_config(args: argparse.Namespace) -> LoopConfig:
     """What `add_loop`'s options say."""
+    from ..training.device import check_device
     from ..training.loop import LoopConfig
 
     return LoopConfig(
         steps=args.steps, seed=args.seed, lr=args.lr, weight_decay=args.weight_decay, warmup=args.warmup,
         clip_norm=args.clip_norm, interval=args.interval, bf16=args.bf16, threads=args.threads,
+        device=check_device(args.device), workers=args.workers,
         optimizer=args.optimizer, schedule=args.schedule, decay_at=tuple(args.decay_at),
     )  # fmt: skip
 

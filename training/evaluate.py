@@ -58,8 +58,9 @@ def stream_header(
 
 
 def latent(codec: nn.Module, frame: Frame) -> Tensor:
-    """The float latent (1, C, h, w) of a frame RGB uint8 (H, W, 3), before float2int."""
-    z: Tensor = codec.compress(pad_to(to_float(frame)[None], codec.stride))  # type: ignore[operator, arg-type]
+    """The float latent (1, C, h, w) of a frame RGB uint8 (H, W, 3), before float2int, on the codec's device."""
+    x = to_float(frame)[None].to(next(codec.parameters()).device)
+    z: Tensor = codec.compress(pad_to(x, codec.stride))  # type: ignore[operator, arg-type]
     return z
 
 

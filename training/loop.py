@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +18,12 @@ from tqdm import tqdm
 
 from ..errors import ArtifactError, InputError, OutputError, UsageError
 from . import checkpoint
+from .device import Batch, ahead, native_bfloat16, worker_count
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "step", "poly")
+# How a run is computed, which may be another way when it is resumed.
+_HOW = frozenset({"threads", "device", "workers"})
 # What runs did before there was a choice; their stored settings do not say so.
 _BEFORE = {"optimizer": "adamw", "schedule": "cosine", "decay_at": []}
 
@@ -46,8 +49,10 @@ class LoopConfig:
     schedule: of the learning rate behind a linear warm-up: "cosine" to `final_lr_share` of the peak, "step" (a tenth at
         each of `decay_at`, shares of the run), or "poly" ((1 - progress) ** 0.9, as in DeepLab).
     clip_norm: the longest gradient of a part that is taken as it is.
-    bf16: bfloat16 autocast. None: where the CPU has instructions for it, and in a resumed run as it was begun; `Run`
+    bf16: bfloat16 autocast. None: where the device has instructions for it, and in a resumed run as it was begun; `Run`
         settles it.
+    threads: of torch on the CPU, 0 for all cores.  device: torch's name of where the steps are taken.
+    workers: threads that make batches ahead of their steps, see `device.worker_count`.
     """
 
     steps: int
@@ -61,6 +66,8 @@ class LoopConfig:
     interval: int = 200
     bf16: bool | None = None
     threads: int = 0
+    device: str = "cpu"
+    workers: int | None = None
     optimizer: str = "adamw"
     schedule: str = "cosine"
     decay_at: tuple[float, ...] = ()
@@ -81,21 +88,13 @@ class LoopConfig:
         for name, least in (("steps", 1), ("interval", 1), ("warmup", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"workers is {self.workers}, expected at least 0")
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
             raise UsageError(
                 f"learning rate {self.lr} and weight decay {self.weight_decay}, expected finite numbers, the first "
                 "above 0 and the second not below"
             )
-
-
-def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 by instructions of its own (AVX-512, AMX or Arm's).
-
-    Without them torch falls back on kernels that are slower than float32 by far: 37 times for a dilated 3x3 convolution
-    of 128 channels on a CPU with AVX2 (torch 2.13).
-    """
-    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
@@ -155,9 +154,9 @@ class Run:
 
     Parameters
     ----------
-    folder: made if missing. An existing state needs `resume=True`, and the same settings but for the number of threads.
+    folder: made if missing. An existing state needs `resume=True`, and the same settings but for device and threads.
     network, options: what the weights are of (registry).
-    module: the network that is trained and averaged.
+    module: the network that is trained and averaged; it is moved to the device.
     parts: its modules, where they are to learn at different paces; by default the module is one part.
     settings: everything that decides the result; stored, and compared on resume.
     extra: scalars of the trainer's own that must survive a resume (a rate controller, say).
@@ -178,6 +177,8 @@ class Run:
     ) -> None:
         self.folder, self.network, self.options, self.module, self.config = folder, network, options, module, config
         self._settings = settings
+        self.device = torch.device(config.device)
+        module.to(self.device)
         self.extra = dict(extra or {})
         self.parts = parts or [Part(module, config.weight_decay)]
         groups = [group for part in self.parts for group in _groups(part)]
@@ -200,17 +201,21 @@ class Run:
         elif resume:
             raise InputError(f"nothing to resume in {folder}", hint="leave --resume out to start a run there")
         else:
-            self._settle(native_bfloat16())
+            self._settle(native_bfloat16(self.device))
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result."""
-        return {**self._settings, "loop": {k: v for k, v in asdict(self.config).items() if k != "threads"}}
+        return {**self._settings, "loop": {k: v for k, v in asdict(self.config).items() if k not in _HOW}}
 
     @property
     def bf16(self) -> bool:
         """Whether the run's steps are to be taken under bfloat16 autocast."""
         return bool(self.config.bf16)
+
+    def place(self, *tensors: Tensor) -> list[Tensor]:
+        """A batch's tensors on the run's device."""
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
     def _settle(self, bf16: bool) -> None:
         if self.config.bf16 is None:
@@ -233,7 +238,8 @@ class Run:
             )
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         checkpoint.fill(self.module, model, f"the run in {self.folder}", self.network)
-        self.average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+        average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+        self.average = {name: value.to(self.device) for name, value in average.items()}
         checkpoint.restore_optimizer(
             self.optimizer, {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
         )
@@ -258,25 +264,38 @@ class Run:
                 else:
                     kept.copy_(value)
 
-    def train(self, losses: Callable[[int], tuple[Tensor, dict[str, float]]], *, progress: bool = True) -> None:
-        """Run to the last step; `losses(step)` gives the loss and figures to log."""
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
+    def train(
+        self,
+        batch: Callable[[int], Batch],
+        losses: Callable[[int, Batch], tuple[Tensor, dict[str, float]]],
+        *,
+        progress: bool = True,
+    ) -> None:
+        """Run to the last step; `losses(step, batch(step))` gives the loss and figures to log.
+
+        batch: makes what a step learns from, on the CPU and perhaps ahead, in a thread: a function of the step alone.
+        """
+        workers = worker_count(self.config.workers, self.device)
+        if self.config.threads or self.device.type != "cpu":
+            # Beside a GPU the CPU has the batches to make, a thread each.
+            torch.set_num_threads(self.config.threads or 1)
         self.module.train()
         log = (self.folder / "log.jsonl").open("a")
         bar = tqdm(total=self.config.steps, initial=self.step, disable=not progress, unit="step", mininterval=2.0)
         started = time.perf_counter() - self.seconds
         seen: dict[str, list[float]] = {}  # since the last row; not every step has every figure
+        batches = ahead(batch, self.step, self.config.steps, workers)
         try:
-            while self.step < self.config.steps:
+            for made in batches:
                 for group in self.optimizer.param_groups:
                     share = group["share"] * warm(self.config, self.step, group["start"])
                     group["lr"] = learning_rate(self.config, self.step) * share
                 torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout, too, is a function of the step
-                loss, figures = losses(self.step)
-                if not torch.isfinite(loss):
+                loss, figures = losses(self.step, made)
+                value = loss.item()
+                if not math.isfinite(value):
                     raise ArtifactError(
-                        f"the loss is {loss.item()} at step {self.step}",
+                        f"the loss is {value} at step {self.step}",
                         hint="start again with a lower --lr and another --out: resumed, a run repeats the same steps",
                     )
                 self.optimizer.zero_grad(set_to_none=True)
@@ -286,8 +305,8 @@ class Run:
                 self.optimizer.step()
                 self.step += 1
                 self._average_in()
-                for name, value in {"loss": loss.item(), **figures}.items():
-                    seen.setdefault(name, []).append(value)
+                for name, figure in {"loss": value, **figures}.items():
+                    seen.setdefault(name, []).append(figure)
                 bar.update()
                 if self.step % 20 == 0:
                     bar.set_postfix({k: f"{math.fsum(v) / len(v):.4g}" for k, v in seen.items()}, refresh=False)
@@ -303,6 +322,7 @@ class Run:
                     self.save_state()
                     seen = {}
         finally:
+            batches.close()
             bar.close()
             log.close()
 

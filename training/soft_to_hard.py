@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..bitstream.header import DEFAULT_CODER
+from .device import autocast
 from .evaluate import coded_latent, latent, sheets
 
 # Steps between two measurements of the real rate, how many frames they take, and how much of the rate's error (its
@@ -62,7 +63,7 @@ class EntropyDistortion:
 
     def encode(self, x: Tensor, *, bf16: bool) -> tuple[Tensor, Tensor]:
         """What the quantiser's `assign` makes of a batch: the received latent, and the shares of the centres."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with autocast(x, bf16):
             z = self.codec.compress(x)  # type: ignore[operator]
         assigned: tuple[Tensor, Tensor] = self.codec.quantiser.assign(z.float())  # type: ignore[operator, union-attr]
         return assigned
@@ -70,7 +71,7 @@ class EntropyDistortion:
     def loss(self, x: Tensor, received: Tensor, shares: Tensor, *, bf16: bool) -> tuple[Tensor, dict[str, float]]:
         """Loss and figures of a batch that `encode` has encoded."""
         quantiser = self.codec.quantiser
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with autocast(x, bf16):
             decoded = self.codec.decompress(received)  # type: ignore[operator]
         mse = F.mse_loss(decoded.float(), x)
         entropy = quantiser.entropy(shares)  # type: ignore[operator, union-attr]
@@ -104,12 +105,12 @@ class EntropyDistortion:
 def measure_rate(codec: nn.Module, frames: Sequence[NDArray[np.uint8]]) -> tuple[float, float]:
     """Mean bits a pixel of frames RGB uint8 (H, W, 3), in real bytes, and H(q) over all of them, bits a symbol."""
     quantiser: Any = codec.quantiser
-    counts, rates = torch.zeros(len(quantiser.centres)), []
+    counts, rates = torch.zeros_like(quantiser.centres), []
     for frame in frames:
         z = latent(codec, frame)
         counts += quantiser.assign(z)[1].sum((0, 1, 2, 3))
         height, width = frame.shape[:2]
-        rates.append(8 * coded_latent(codec, z[0], (height, width), DEFAULT_CODER)[2] / (height * width))
+        rates.append(8 * coded_latent(codec, z[0].cpu(), (height, width), DEFAULT_CODER)[2] / (height * width))
     return float(np.mean(rates)), float(quantiser.entropy(counts[None] / counts.sum()))
 
 

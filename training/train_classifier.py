@@ -15,6 +15,7 @@ from ..errors import UsageError
 from ..models import registry
 from . import checkpoint
 from .augment import to_float
+from .device import autocast
 from .image_sets import ImageSet, random_window
 from .loop import LoopConfig, Run, step_rng
 from .received import Encoder, RoundTrip
@@ -118,14 +119,18 @@ def train_classifier(
         "init": started,
     }  # fmt: skip
     run = Run(folder, network, options, module, loop, settings, resume=resume)
+    encoder.to(run.device)
 
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
-        x, target = classified_views(images, config, step_rng(loop.seed, step))
-        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
+    def batch(step: int) -> tuple[Tensor, ...]:
+        return classified_views(images, config, step_rng(loop.seed, step))
+
+    def losses(step: int, made: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, float]]:
+        x, target = run.place(*made)
+        with autocast(x, run.bf16):
             logits = module(encoder(x))
         return F.cross_entropy(logits.float(), target), {"top1": top1(logits, target)}
 
-    run.train(losses, progress=progress)
+    run.train(batch, losses, progress=progress)
     return run.save_weights()
 
 

@@ -19,6 +19,7 @@ from ..errors import InputError, UsageError
 from ..models import registry
 from . import checkpoint
 from .augment import random_patch, recolour, to_float
+from .device import autocast
 from .loop import LoopConfig, Run, step_rng
 from .received import check_levels, check_step_range, draw_levels
 from .soft_to_hard import EVERY, EntropyDistortion, measured_frames
@@ -148,15 +149,15 @@ class RateDistortion:
         self, x: Tensor, rng: np.random.Generator, *, bf16: bool, steer: bool
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss and figures of a batch of RGB crops, float32 (N, 3, H, W) in [0, 1]. steer: let lambda move."""
-        step = draw_levels(self.step_range, len(x), rng)
+        step = draw_levels(self.step_range, len(x), rng).to(x.device)
         mean = math.sqrt(self.step_range[0] * self.step_range[1])
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with autocast(x, bf16):
             z = self.codec.quantised(self.codec.compress(x).float(), step)  # type: ignore[operator]
             decoded = self.codec.decompress(z)  # type: ignore[operator]
         errors = ((decoded.float() - x) ** 2).mean((1, 2, 3))
         bpps = self.codec.rate_model.bits(z / step).sum((1, 2, 3)) / (x.shape[2] * x.shape[3])  # type: ignore[operator, union-attr]
-        named = step.flatten() == step[0, 0, 0, 0]
-        mse, bpp = errors[named].mean().detach(), bpps[named].mean().detach()
+        named = (step == step[0]).flatten().float()
+        mse, bpp = ((values.detach() * named).sum() / named.sum() for values in (errors, bpps))
         smooth = self.state["smooth_bpp"] = 0.98 * self.state["smooth_bpp"] + 0.02 * bpp.item()
         # An integral controller on log(lambda): above the target the distortion must count for less. It is slower than
         # the network (which answers within some 200 steps), and waits until the start is over, so that it settles.
@@ -239,18 +240,21 @@ def train_codec(
         objective = RateDistortion(codec, target, run.extra, config.step_range)
     every = EVERY if centres else 1
 
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
+    def batch(step: int) -> tuple[Tensor, np.random.Generator]:
         rng = step_rng(loop.seed, step)
-        x = crops(frames, config, rng)
+        return crops(frames, config, rng), rng
+
+    def losses(step: int, made: tuple[Tensor, np.random.Generator]) -> tuple[Tensor, dict[str, float]]:
+        (x,), rng = run.place(made[0]), made[1]
         steer = step % every == 0 and (centres or step >= loop.warmup)
         if isinstance(objective, RateDistortion):
             return objective(x, rng, bf16=run.bf16, steer=steer)
         if objective is not None:
             return objective(x, bf16=run.bf16, steer=steer)
-        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
+        with autocast(x, run.bf16):
             decoded = codec.decompress(codec.compress(x))  # type: ignore[operator]
         mse = F.mse_loss(decoded.float(), x)
         return mse * 255.0, {"psnr": _psnr(mse)}
 
-    run.train(losses, progress=progress)
+    run.train(batch, losses, progress=progress)
     return run.save_weights()

@@ -28,6 +28,7 @@ from ..errors import ArtifactError, UsageError
 from ..models import registry
 from . import checkpoint
 from .data import IGNORE
+from .device import autocast
 from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Part, Run, step_rng
 from .received import check_step_range, draw_levels
@@ -208,13 +209,20 @@ def train_joint(
     )  # fmt: skip
     rate_distortion = RateDistortion(trained_codec, codec_config.target_bpp, run.extra, codec_config.step_range)
 
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
+    if teaching is not None:
+        teaching.module.to(run.device)
+
+    def batch(step: int) -> tuple[list[Tensor], np.random.Generator]:
         # The first draws are the ones that `train_segmenter` makes: both trainings see the same views.
         rng = step_rng(loop.seed, step)
         x, target = views(images, labels, segmenter_config, rng)
-        level = draw_levels(codec_config.step_range, len(x), rng)
+        made = [x, target, draw_levels(codec_config.step_range, len(x), rng)]
+        return (made if step < config.hint_steps else [*made, crops(images, codec_config, rng)]), rng
+
+    def losses(step: int, made: tuple[list[Tensor], np.random.Generator]) -> tuple[Tensor, dict[str, float]]:
+        (x, target, level, *cropped), rng = run.place(*made[0]), made[1]
         hinting = step < config.hint_steps
-        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
+        with autocast(x, run.bf16):
             with torch.set_grad_enabled(not hinting):
                 z = trained_codec.quantised(trained_codec.compress(x).float(), level)  # type: ignore[operator]
             if teaching is not None and hinting:
@@ -222,15 +230,13 @@ def train_joint(
                 return hint, {"hint": hint.item()}
             share = min(1.0, (step - config.hint_steps) / config.ramp) if config.ramp else 1.0
             out = segmenter(share * z + (1.0 - share) * z.detach())
-            taught = torch.zeros(()) if teaching is None else teaching.divergence(x, _logits(out), target)
+            taught = x.new_zeros(()) if teaching is None else teaching.divergence(x, _logits(out), target)
         task_loss = task(out, target)
-        codec_loss, figures = rate_distortion(
-            crops(images, codec_config, rng), rng, bf16=run.bf16, steer=step >= loop.warmup
-        )
+        codec_loss, figures = rate_distortion(cropped[0], rng, bf16=run.bf16, steer=step >= loop.warmup)
         loss = config.task_weight * (task_loss + config.teacher_weight * taught) + codec_loss
         return loss, {"task": task_loss.item(), "taught": taught.item(), **figures}
 
-    run.train(losses, progress=progress)
+    run.train(batch, losses, progress=progress)
     codec_path = run.save_part("codec.", folder / "codec", weights.network, weights.options)
     codec_id = checkpoint.load_weights(codec_path).content_id
     return codec_path, run.save_part("segmenter.", folder / "segmenter", network, options, {"codec": codec_id})

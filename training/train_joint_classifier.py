@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ArtifactError, UsageError
 from ..models import registry
 from . import checkpoint
+from .device import autocast
 from .image_sets import CentreViews, ImageSet
 from .loop import LoopConfig, Part, Run, step_rng
 from .soft_to_hard import EVERY, EntropyDistortion, measured_frames
@@ -97,18 +97,21 @@ def train_joint_classifier(
     measured = measured_frames(CentreViews(images, classifier_config.size))
     objective = EntropyDistortion(trained_codec, measured, config.target_bpp, config.beta, run.extra, config.gamma)
 
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
-        x, target = classified_views(images, classifier_config, step_rng(loop.seed, step))
+    def batch(step: int) -> tuple[Tensor, ...]:
+        return classified_views(images, classifier_config, step_rng(loop.seed, step))
+
+    def losses(step: int, made: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, float]]:
+        x, target = run.place(*made)
         if step % EVERY == 0:
             objective.steer()
         received, shares = objective.encode(x, bf16=run.bf16)
-        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
+        with autocast(x, run.bf16):
             logits = classifier(received)
         task = F.cross_entropy(logits.float(), target)
         codec_loss, figures = objective.loss(x, received, shares, bf16=run.bf16)
         return task + codec_loss, {"task": task.item(), "top1": top1(logits, target), **figures}
 
-    run.train(losses, progress=progress)
+    run.train(batch, losses, progress=progress)
     codec_path = run.save_part("codec.", folder / "codec", weights.network, weights.options)
     codec_id = checkpoint.load_weights(codec_path).content_id
     return codec_path, run.save_part("classifier.", folder / "classifier", network, options, {"codec": codec_id})

@@ -20,6 +20,7 @@ from ..models.complexity import count
 from . import checkpoint
 from .augment import random_view
 from .data import IGNORE
+from .device import autocast
 from .lend import lend_entry, lend_trunk
 from .loop import LoopConfig, Run, step_rng
 from .received import Encoder, JpegRoundTrip, RoundTrip, check_levels, check_step_range, draw_levels
@@ -144,7 +145,7 @@ class SegmentationLoss:
         full = F.interpolate(
             logits.float(), size=target.shape[1:], mode="bilinear", align_corners=bool(self.segmenter.align_corners)
         )
-        return F.cross_entropy(full, target, weight=self.weight, ignore_index=IGNORE)
+        return F.cross_entropy(full, target, weight=self.weight.to(full.device), ignore_index=IGNORE)
 
 
 def views(
@@ -220,9 +221,8 @@ def train_segmenter(
     check_data(config.size, stride, labels)
     module = make_network(network, options, frozen if codec is not None else None, loop.seed)
     started = "" if init is None else fill_from(module, init, network, kind, frozen, images)
-    received: nn.Module = JpegRoundTrip() if config.jpeg_quality else Encoder(frozen)
-    if decoded_by is not None:
-        received = RoundTrip(frozen)
+    received = Encoder(frozen) if decoded_by is None else RoundTrip(frozen)
+    jpeg = JpegRoundTrip() if config.jpeg_quality else None
     levels = config.jpeg_quality or config.step_range
     weight = class_weights(labels, classes, config.class_weight_power)
     objective = SegmentationLoss(module, weight, config.aux_weight)
@@ -233,13 +233,19 @@ def train_segmenter(
     if decoded_by is not None:
         settings["decoded_by"] = content_id
     run = Run(folder, network, options, module, loop, settings, resume=resume)
+    received.to(run.device)
 
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
+    def batch(step: int) -> tuple[Tensor, ...]:
         rng = step_rng(loop.seed, step)
         x, target = views(images, labels, config, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
-            out = module(received(x, draw_levels(levels, len(x), rng)))
+        level = draw_levels(levels, len(x), rng)
+        return (x if jpeg is None else jpeg(x, level)), target, level
+
+    def losses(step: int, made: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, float]]:
+        x, target, level = run.place(*made)
+        with autocast(x, run.bf16):
+            out = module(received(x, level))
         return objective(out, target), {}
 
-    run.train(losses, progress=progress)
+    run.train(batch, losses, progress=progress)
     return run.save_weights()

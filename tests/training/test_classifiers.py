@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _tiny_classifiers import tiny_networks  # noqa: F401 - a fixture
+from _tiny_classifiers import (
+    CONFIG,
+    NAMES,
+    centred,
+    image_set,
+    pictures,
+    tiny_networks,  # noqa: F401 - a fixture
+)
 from _tiny_runs import CODEC, TINY, Counted, KilledError, frames, loop, rows, weights
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,38 +35,11 @@ from latentseg.training.train_classifier import ClassifierConfig, classified_vie
 from latentseg.training.train_codec import train_codec
 from latentseg.training.train_joint_classifier import JointClassifierConfig, train_joint_classifier
 
-NAMES = ("dark", "light", "red")
-CONFIG = ClassifierConfig(size=16, batch=4)
-
-
-def pictures(count: int = 12) -> list[NDArray[np.uint8]]:
-    """Noisy pictures of some sizes: dark, light and red ones in turn."""
-    rng = np.random.default_rng(0)
-    colours = np.array([(40, 40, 40), (210, 210, 210), (220, 30, 30)])
-    sizes = [(17, 23), (40, 16), (9, 9), (24, 31)]
-    return [np.clip(rng.normal(colours[i % 3], 15, (*sizes[i % 4], 3)), 0, 255).astype(np.uint8) for i in range(count)]
-
-
-def image_set(images: Sequence[NDArray[np.uint8]] | None = None) -> ImageSet:
-    found = pictures() if images is None else images
-    return ImageSet(found, np.arange(len(found)) % 3, NAMES, (0.5, 1.0), 1.0)
-
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("codec")
     return train_codec("compact-codec", frames(3), out, CODEC, loop(2), options=TINY, progress=False)
-
-
-def centred(path: Path, channels: int = 8, **options: Any) -> Path:
-    """A codec with learned centres as it is made, but for a latent that uses them."""
-    torch.manual_seed(0)
-    name = f"torfason-codec-c{channels}"
-    module = registry.create(name, width=8, **options)
-    with torch.no_grad():
-        module.compressor.body[-1].weight.mul_(20.0)  # type: ignore[union-attr, operator, index]
-    checkpoint.save_weights(path, name, {"width": 8, **options}, module.state_dict(), {"settings": {}})
-    return path
 
 
 def train(folder: Path, steps: int, network: str = "tiny-rgb", **changes: Any) -> Path:

@@ -132,11 +132,11 @@ def test_a_part_waits_for_its_start_and_warms_up(tmp_path: Path) -> None:
     run = Run(tmp_path, "pair", {}, module, loop(3, lr=0.1, warmup=0, ema=0.0), {}, parts=parts)
     seen: list[float] = []
 
-    def losses(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def losses(step: int, batch: int) -> tuple[torch.Tensor, dict[str, float]]:
         seen.append(module["b"].weight.item())
         return torch.stack([p.sum() for p in module.parameters()]).sum(), {}
 
-    run.train(losses, progress=False)
+    run.train(int, losses, progress=False)
     assert seen == [before] * 3  # neither the gradient nor the weight decay before its start
     assert module["b"].weight.item() != before
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentseg.errors import ArtifactError, UsageError
-from latentseg.training.loop import LoopConfig, Run, learning_rate, native_bfloat16
+from latentseg.training.loop import LoopConfig, Run, learning_rate
 from latentseg.training.train_codec import train_codec
 
 
@@ -59,7 +59,8 @@ def steps_of_sgd(tmp_path: Path, steps: int, **changes: Any) -> tuple[Tensor, Te
     module = nn.Linear(1, 3)
     start = module.weight.detach().clone()
     config = loop(steps, optimizer="sgd", warmup=0, final_lr_share=1.0, ema=0.0, clip_norm=100.0, **changes)
-    Run(tmp_path / "r", "one", {}, module, config, {}).train(lambda step: (2 * module.weight.sum(), {}), progress=False)
+    run = Run(tmp_path / "r", "one", {}, module, config, {})
+    run.train(int, lambda step, batch: (2 * module.weight.sum(), {}), progress=False)
     return start, module.weight.detach()
 
 
@@ -99,9 +100,8 @@ def test_the_gradient_is_clipped_to_what_is_asked_for(tmp_path: Path) -> None:
     module = nn.Linear(4, 1, bias=False)
     start = module.weight.detach().clone()
     config = loop(1, optimizer="sgd", warmup=0, lr=1.0, ema=0.0, clip_norm=3.0)
-    Run(tmp_path / "r", "one", {}, module, config, {}).train(
-        lambda step: (50 * module.weight.sum(), {}), progress=False
-    )
+    run = Run(tmp_path / "r", "one", {}, module, config, {})
+    run.train(int, lambda step, batch: (50 * module.weight.sum(), {}), progress=False)
     moved = (start - module.weight.detach()).numpy()
     assert np.linalg.norm(moved) == pytest.approx(3.0, rel=1e-4)
 
@@ -109,26 +109,6 @@ def test_the_gradient_is_clipped_to_what_is_asked_for(tmp_path: Path) -> None:
 def cpu(monkeypatch: pytest.MonkeyPatch, *capabilities: str) -> None:
     """A CPU that has these, as torch sees it."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(capabilities, True), raising=False)
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "native"),
-    [
-        ((), False), (("avx2", "f16c"), False), (("avx512_f", "avx512_bw", "avx512_vnni"), False),
-        (("avx512_f", "avx512_bf16"), True), (("amx_tile", "amx_bf16"), True), (("neon", "bf16"), True),
-        (("neon", "fp16_arith"), False),
-    ],
-)  # fmt: skip
-def test_bfloat16_only_by_instructions_of_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, capabilities: tuple[str, ...], native: bool
-) -> None:
-    cpu(monkeypatch, *capabilities)
-    assert native_bfloat16() is native
-
-
-def test_bfloat16_of_a_torch_that_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert native_bfloat16() is False
 
 
 def test_a_resumed_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,12 +320,12 @@ def test_parts_have_their_own_pace(tmp_path: Path) -> None:
     config = loop(1, lr=0.1, warmup=0, clip_norm=1.0, weight_decay=9.0, ema=0.0)
     run = Run(tmp_path / "r", "pair", {}, module, config, {}, parts=parts)
 
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
+    def losses(step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         # Gradients of 1e4 in the one part, of 1e-2 in the other: clipped together, the small ones would vanish.
         scales = {"a": 1e4, "b": 1e-2}
         return torch.stack([scales[n[0]] * p.sum() for n, p in module.named_parameters()]).sum(), {}
 
-    run.train(losses, progress=False)
+    run.train(int, losses, progress=False)
     found = module.state_dict()
     torch.testing.assert_close(module["b"].weight.grad, torch.full((3, 2), 1e-2))
     norms = [torch.linalg.vector_norm(p.grad).item() ** 2 for p in module["a"].parameters() if p.grad is not None]
