@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import report
+from .machine import share_of
 
 Row = dict[str, Any]
 Series = tuple[str, str]  # way and name
@@ -174,7 +175,7 @@ def heading(data: str, rows: Sequence[Row]) -> str:
     """Two lines: the data, how many frames of which size, the machine, and what the times are of."""
     images = " or ".join(f"{count:,}" for count in sorted({row["images"] for row in rows if row["images"]}))
     height, width = rows[0]["frame_size"]
-    machines = dict.fromkeys(f"{r['machine']['cpu']}, {r['threads']} of {r['machine']['cores']} cores" for r in rows)
+    machines = dict.fromkeys(share_of(r["machine"], r["threads"]) for r in rows)
     backends = dict.fromkeys(row["timing"]["backend"] for row in rows if row["timing"])
     times = f"; ms through {' and '.join(backends)}" if backends else ""
     return f"{data}: {images or 'no'} frames of {width}x{height}\n{' or '.join(machines)}{times}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import report
+from .machine import share_of
 
 Row = dict[str, Any]
 QUALITIES = {
@@ -68,12 +69,8 @@ def heading(data: str, rows: Sequence[Row]) -> str:
     images = " or ".join(f"{count:,}" for count in sorted({row["images"] for row in rows}))
     first = rows[0]["frame_size"]
     size = f" of {first[1]}x{first[0]}" if first and all(row["frame_size"] == first for row in rows) else ""
-    machines = " or ".join(dict.fromkeys(f"{row['machine']['cpu']}, {_threads(row)}" for row in rows))
+    machines = " or ".join(dict.fromkeys(share_of(row["machine"], row["configuration"]["threads"]) for row in rows))
     return f"{data}: {images} images{size}; {machines}"
-
-
-def _threads(row: Row) -> str:
-    return f"{row['configuration']['threads']} of {row['machine']['cores']} cores"
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -20,22 +20,57 @@ _DISTRIBUTIONS = (
 )  # fmt: skip
 
 
+# Instructions that decide how fast the networks and the coder are, in the kernel's words: x86's, then Arm's.
+_INSTRUCTIONS = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def cpu_model(cpuinfo: str | None = None) -> str:
     """The CPU's marketing name, from `/proc/cpuinfo` text (read where `None`) or the platform module elsewhere."""
     if cpuinfo is None:
-        try:
-            cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            cpuinfo = ""
+        cpuinfo = _cpuinfo()
     match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", cpuinfo, flags=re.MULTILINE)
     if match:
         return " ".join(match.group(1).split())
     return platform.processor() or platform.machine() or "unknown"
 
 
+def cpu_instructions(cpuinfo: str | None = None) -> list[str]:
+    """Which of the instructions that matter here the CPU has, from `/proc/cpuinfo` text (read where `None`).
+
+    CPUs of one marketing name may differ by them, and by a factor of two in what they do. Empty where it is not known.
+    """
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo() if cpuinfo is None else cpuinfo, flags=re.MULTILINE)
+    found = set(match.group(1).split()) if match else set()
+    return [name for name in _INSTRUCTIONS if name in found]
+
+
+def processor(machine: dict[str, Any]) -> str:
+    """The CPU of a row's `machine`, for people: its name, and its instructions where the row has them."""
+    known = " ".join(machine.get("instructions") or [])
+    return f"{machine['cpu']} ({known})" if known else str(machine["cpu"])
+
+
+def share_of(machine: dict[str, Any], threads: int) -> str:
+    """The processor of a row's `machine`, and how many of its cores the row had."""
+    return f"{processor(machine)}, {threads} of {machine['cores']} cores"
+
+
 def describe_machine() -> dict[str, Any]:
-    """Plain values for a JSON row: `cpu`, `cores`, `memory_gib`, `os`, `load_before` (1-minute load average, which
-    says whether something else was running; null where the platform has none)."""
+    """Plain values for a JSON row.
+
+    `cpu`, `instructions` (see `cpu_instructions`), `cores`, `memory_gib`, `os`, `load_before` (1-minute load average,
+    which says whether something else was running; null where the platform has none).
+    """
     memory = None
     load = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -44,6 +79,7 @@ def describe_machine() -> dict[str, Any]:
         load = round(os.getloadavg()[0], 2)
     return {
         "cpu": cpu_model(),
+        "instructions": cpu_instructions(),
         "architecture": platform.machine(),
         "cores": usable_cores(),
         "memory_gib": memory,

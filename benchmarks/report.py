@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LatentsegError, OutputError
+from .machine import share_of
 
 _STAGES = {
     "entropy_decode": "entropy", "decode": "decode", "segment": "segment", "classify": "classify", "rest": "rest",
@@ -139,7 +140,7 @@ def title(result: dict[str, Any]) -> str:
     return (
         f"{setup['source']}: {setup['frames']} frames of {width}x{height}, bundle {setup['bundle']['name']}, "
         f"{setup['rounds']} interleaved rounds\n"
-        f"{machine['cpu']}, {setup['threads']} of {machine['cores']} cores, {setup['backend']} {runtime}".rstrip()
+        f"{share_of(machine, setup['threads'])}, {setup['backend']} {runtime}".rstrip()
         + ("" if precision == "fp32" else f", segmenters in {precision}")
     )
 

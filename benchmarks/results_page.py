@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from . import frontier_plot, frontier_report, gains_report, gpu_report, paper_table, plots, report, video_report
 from .entropy import label
+from .machine import processor
 
 _INTRO = """\
 # Results
@@ -65,13 +66,17 @@ def page(folder: Path) -> str:
     """The whole page from the rows in `folder`: bench.jsonl, rate_distortion.jsonl, entropy.jsonl; if any, gains.jsonl,
     frontier.jsonl, paper_table.jsonl, video_rates.jsonl and gpu.jsonl."""
     parts = [_INTRO]
+    seen: set[str] = set()
     for row in _rows(folder / "bench.jsonl"):
         setup = row["configuration"]
         precision = setup.get("precision", "fp32")
         name = setup["source"] + ("" if precision == "fp32" else f", segmenters in {precision}")
+        plot = None if name in seen else _PLOTS.get((setup["source"], precision))
+        if name in seen:  # the same on another machine
+            name += f", {processor(row['machine'])}"
+        seen.add(name)
         answers = "classes" if report.classifies(row) else "labels"
         parts.append(f"## Bytes to {answers}: {name}\n\nRecorded {row['date'][:10]}.\n\n```\n{report.text(row)}```\n")
-        plot = _PLOTS.get((setup["source"], precision))
         if plot is not None:
             parts.append(f"![Time by stage, and quality over bits per pixel]({plot})\n")
     rows = list(_rows(folder / "rate_distortion.jsonl"))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import report
+from .machine import share_of
 
 Row = dict[str, Any]
 Curve = list[tuple[float, float]]  # (bpp, quality), by bpp
@@ -229,7 +230,7 @@ def heading(clip: str, rows: Sequence[Row]) -> str:
     height, width = facts["size"]
     rate = facts["rate"][0] / facts["rate"][1]
     first = f"{clip}: {facts['frames']} frames of {width}x{height}, {rate:.4g} a second"
-    machines = dict.fromkeys(f"{r['machine']['cpu']}, {r['threads']} of {r['machine']['cores']} cores" for r in rows)
+    machines = dict.fromkeys(share_of(r["machine"], r["threads"]) for r in rows)
     return f"{first}\n{' or '.join(machines)}"
 
 

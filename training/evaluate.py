@@ -57,9 +57,9 @@ def stream_header(
     )
 
 
-def latent(codec: nn.Module, frame: Frame) -> Tensor:
-    """The float latent (1, C, h, w) of a frame RGB uint8 (H, W, 3), before float2int, on the codec's device."""
-    x = to_float(frame)[None].to(next(codec.parameters()).device)
+def latent(codec: nn.Module, frame: Frame, device: torch.device | str = "cpu") -> Tensor:
+    """The float latent (1, C, h, w) of a frame RGB uint8 (H, W, 3), before float2int. device: where the codec is."""
+    x = to_float(frame)[None].to(device)
     z: Tensor = codec.compress(pad_to(x, codec.stride))  # type: ignore[operator, arg-type]
     return z
 

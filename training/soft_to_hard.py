@@ -107,7 +107,7 @@ def measure_rate(codec: nn.Module, frames: Sequence[NDArray[np.uint8]]) -> tuple
     quantiser: Any = codec.quantiser
     counts, rates = torch.zeros_like(quantiser.centres), []
     for frame in frames:
-        z = latent(codec, frame)
+        z = latent(codec, frame, quantiser.centres.device)
         counts += quantiser.assign(z)[1].sum((0, 1, 2, 3))
         height, width = frame.shape[:2]
         rates.append(8 * coded_latent(codec, z[0].cpu(), (height, width), DEFAULT_CODER)[2] / (height * width))

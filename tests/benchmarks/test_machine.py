@@ -17,6 +17,16 @@ def test_cpu_model_reads_the_kernel_s_text() -> None:
     assert machine.cpu_model("")  # without that line there is still an answer
 
 
+def test_instructions_in_the_kernel_s_words() -> None:
+    x86 = "model name\t: A\nflags\t\t: fpu avx512f avx2 avx512_vnni avx512_bf16_not\nflags\t\t: amx_int8\n"
+    assert machine.cpu_instructions(x86) == ["avx2", "avx512f", "avx512_vnni"]
+    assert machine.cpu_instructions("Features\t: fp asimd i8mm bf16\n") == ["asimd", "i8mm", "bf16"]
+    assert machine.cpu_instructions("") == []
+    assert machine.processor({"cpu": "A", "instructions": ["avx2", "avx512f"]}) == "A (avx2 avx512f)"
+    # Rows from before they were noted, and machines that do not tell.
+    assert machine.processor({"cpu": "A"}) == machine.processor({"cpu": "A", "instructions": []}) == "A"
+
+
 def test_machine_is_plain_json() -> None:
     found = machine.describe_machine()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
