@@ -5,13 +5,15 @@
     latentseg train classifier --network compact-cresnet --codec runs/codec --data IMAGES --steps 3000 --out runs/names
     latentseg train joint --codec runs/codec --target-bpp 0.4 --data CAMVID --steps 3000 --out runs/joint
     latentseg train average runs/joint runs/joint-2 --out runs/mean
+    latentseg train restore camvid-compact --data CAMVID --out runs/restored
     latentseg train classifier --config torfason-resnet50 --data IMAGENET --out runs/resnet50
 
 `joint` goes on with a trained codec while a segmenter or classifier of its latents learns, so that bits go where
 classes need them; its results are RUN/codec and RUN/segmenter or RUN/classifier. A run's folder holds `log.jsonl` (a
 line an interval), `state.safetensors` (for --resume after a kill) and, at the end, `model.safetensors` (averaged
 weights), which `eval` and `export` take. `average` takes the mean of finished runs' weights, which helps where one went
-on from the other. `--config` takes flags from a file; training/configs/ has those of Torfason et al.'s full networks.
+on from the other. `restore` makes runs of a bundle's networks, so that training can go on from one that was shipped.
+`--config` takes flags from a file; training/configs/ has those of Torfason et al.'s full networks.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ HELP = "train a codec, a segmenter or a classifier, or a codec together with one
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = parser.add_subparsers(
-        dest="what", required=True, metavar="codec|segmenter|classifier|joint|average",
+        dest="what", required=True, metavar="codec|segmenter|classifier|joint|average|restore",
         parser_class=_training.PresetParser,
     )  # fmt: skip
     codec = sub.add_parser("codec", help="a codec, on any images", allow_abbrev=False)
@@ -156,6 +158,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     average = sub.add_parser("average", help="the mean of finished runs' weights", allow_abbrev=False)
     average.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs of one network, or joint runs")
     average.add_argument("--out", required=True, type=Path, metavar="RUN", help="the folder of the result")
+
+    restore = sub.add_parser("restore", help="a bundle's networks as runs to go on from", allow_abbrev=False)
+    restore.add_argument("bundle", metavar="BUNDLE", help="name or directory of a bundle of compact segmenters")
+    restore.add_argument(
+        "--data", required=True, type=Path, metavar="DIR",
+        help="root of a data set like the one that they learned from: what bundles lack is measured on its images",
+    )  # fmt: skip
+    restore.add_argument("--layout", default="camvid", help="camvid, cityscapes or voc (default: %(default)s)")
+    restore.add_argument("--split", default="train", help="default: %(default)s")
+    restore.add_argument("--out", required=True, type=Path, metavar="RUN", help="the folder of the results")
     for leaf in (codec, segmenter, classifier, joint):
         _training.add_config(leaf)
 
@@ -169,11 +181,24 @@ def run(args: argparse.Namespace) -> int:
         from ..training.average import average_runs
 
         paths = average_runs(args.runs, args.out)
+    elif args.what == "restore":
+        paths = _restore(args)
     else:
         trainings = {"codec": _codec, "segmenter": _segmenter, "classifier": _classifier, "joint": _joint}
         paths = trainings[args.what](args, _training.loop_config(args))
     _common.note(args, f"wrote {' and '.join(str(path) for path in paths)}")
     return 0
+
+
+def _restore(args: argparse.Namespace) -> tuple[Path, ...]:
+    from ..engine.bundle import load_bundle
+    from ..training.data import labelled, read_pairs
+    from ..training.restore import MOST_IMAGES, restore_bundle
+
+    bundle = load_bundle(args.bundle)
+    classes, pairs = labelled(args.layout, args.data, args.split)
+    images, labels = read_pairs(pairs[:: -(-len(pairs) // MOST_IMAGES)], classes)
+    return restore_bundle(bundle, images, labels, args.out, progress=not args.quiet)
 
 
 def _codec(args: argparse.Namespace, loop: LoopConfig) -> tuple[Path, ...]:

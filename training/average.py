@@ -17,7 +17,7 @@ from . import checkpoint
 from .checkpoint import Weights
 from .steps import common_steps, trained_steps
 
-_FILE = "model.safetensors"
+FILE = "model.safetensors"
 _HEADS = {"segmenter": "latent_segmenter", "classifier": "latent_classifier"}
 # What evaluation and export read of a classifier's training.
 _KEPT = ("classifier", "class_names", "decoded_by")
@@ -36,10 +36,10 @@ def average_runs(runs: Sequence[Path], out: Path) -> tuple[Path, ...]:
     """
     if len(runs) < 2:
         raise UsageError(f"an average of {len(runs)} run(s), expected at least 2")
-    if any((out / part / _FILE).exists() for part in ("", "codec", *_HEADS)):
+    if any((out / part / FILE).exists() for part in ("", "codec", *_HEADS)):
         raise UsageError(f"{out} already holds a run", hint="choose another --out")
     for part, kind in _HEADS.items():
-        if not all((run / part / _FILE).is_file() for run in runs):
+        if not all((run / part / FILE).is_file() for run in runs):
             continue
         codecs = [checkpoint.load_weights(run / "codec", kinds=("codec",)) for run in runs]
         heads = [checkpoint.load_weights(run / part, kinds=(kind,)) for run in runs]
@@ -49,7 +49,7 @@ def average_runs(runs: Sequence[Path], out: Path) -> tuple[Path, ...]:
         codec = _mean(codecs, runs)
         head = _mean(heads, runs)
         head.facts["settings"]["codec"] = codec.content_id
-        return _write(out / "codec", codec), _write(out / part, head)
+        return write_run(out / "codec", codec), write_run(out / part, head)
     whole = [checkpoint.load_weights(run) for run in runs]
     mean = _mean(whole, runs)
     # Of a codec's own run "codec" is its configuration.
@@ -61,7 +61,7 @@ def average_runs(runs: Sequence[Path], out: Path) -> tuple[Path, ...]:
             hint="average joint runs as a whole: give their folders, which hold codec/ and what learned with it",
         )
     mean.facts["settings"]["codec"] = trained_on.pop()
-    return (_write(out, mean),)
+    return (write_run(out, mean),)
 
 
 def _mean(found: Sequence[Weights], runs: Sequence[Path]) -> Weights:
@@ -106,7 +106,8 @@ def _input(weights: Weights) -> tuple[Any, Any]:
     return settings.get("decoded_by") or None, settings.get("segmenter", {}).get("jpeg_quality")
 
 
-def _write(folder: Path, weights: Weights) -> Path:
+def write_run(folder: Path, weights: Weights) -> Path:
+    """Write weights into a folder, made if missing, as a run leaves them; return the path. Raises UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -115,6 +116,6 @@ def _write(folder: Path, weights: Weights) -> Path:
         ) from None
     except OSError as error:
         raise OutputError(f"cannot make {folder}: {error.strerror or error}") from error
-    path = folder / _FILE
+    path = folder / FILE
     checkpoint.save_weights(path, weights.network, weights.options, weights.tensors, weights.facts)
     return path

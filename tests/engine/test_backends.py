@@ -150,3 +150,32 @@ def test_output_that_was_not_announced(tiny_bundle: Bundle) -> None:
         backend._session = SimpleNamespace(run=lambda *_: [np.zeros((1, 8, 8), np.int64)])  # type: ignore[attr-defined]
         with pytest.raises(ArtifactError, match=r"output is int64\[1, 8, 8\], expected labels: uint8"):
             backend.run(np.zeros((1, 3, 1, 1), np.float32))
+
+
+def test_int8_is_exact_on_every_cpu(tmp_path: Path) -> None:
+    """x86 without VNNI adds two products in 16 bits, which overflow; ONNX Runtime is told to take other kernels."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(60, 128, (1, 16, 9, 11)).astype(np.int8)
+    weight = rng.choice(np.array([-127, 127], np.int8), (8, 16, 3, 3))
+    weight[:4] = 127
+    scale = {"one": np.float32(1), "out": np.float32(4096)}
+    constants = {**scale, "zero": np.int8(0), "weight": weight, "bias": np.zeros(8, np.int32), "izero": np.int32(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["a"]),
+        helper.make_node("DequantizeLinear", ["weight", "one", "zero"], ["w"]),
+        helper.make_node("DequantizeLinear", ["bias", "one", "izero"], ["b"]),
+        helper.make_node("Conv", ["a", "w", "b"], ["y"]),
+        helper.make_node("QuantizeLinear", ["y", "out", "zero"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "out", "zero"], ["z"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", x.shape), ("z", (1, 8, 7, 9)))]
+    values = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "int8", ends[:1], ends[1:], values)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    windows = np.lib.stride_tricks.sliding_window_view(x[0].astype(np.int64), (3, 3), (1, 2))
+    expected = np.einsum("chwij,ocij->ohw", windows, weight.astype(np.int64)) / 4096
+    with open_backend(tmp_path / "m.onnx") as backend:
+        found = backend.run(x.astype(np.float32))[0] / 4096
+    np.testing.assert_array_equal(found, np.clip(np.rint(expected), -128, 127))
+    assert len(np.unique(found)) > 20
