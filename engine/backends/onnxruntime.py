@@ -94,8 +94,8 @@ class OnnxRuntimeBackend(Backend):
         # steals their cores: on 2 cores with other load, two sessions in turn took 86 ms spinning and 31 ms not, one
         # alone 31 to 44 ms against 15 (8 convolutions 96x96x3x3 at 45x60).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Without VNNI, x86 adds products of 8-bit integers in pairs of 16 bits, which overflow: the shipped int8 segmenter
-        # had an mIoU of 0.62 in place of 0.73 there. This takes exact kernels on such CPUs, and nothing on others.
+        # Without VNNI, x86 adds products of 8-bit integers in pairs of 16 bits, which overflow: the shipped int8
+        # segmenter had an mIoU of 0.62 in place of 0.73 there. This takes exact kernels on such CPUs alone.
         options.add_session_config_entry("session.x64quantprecision", "1")
         # Which provider got which operation, for `_heavy_nodes_elsewhere`.
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
