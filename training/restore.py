@@ -49,12 +49,14 @@ def restore_bundle(
 
     Raises
     ------
-    UsageError: `out` holds a run already. InputError: images smaller than the codec's stride. ArtifactError: the
-    bundle's networks are not compact ones, or do not come out the same. BackendMissingError: without onnx, or without
-    ONNX Runtime, which they are compared on.
+    UsageError: `out` holds a run already, or is a file. InputError: images smaller than the codec's stride.
+    ArtifactError: the bundle's networks are not compact ones, or do not come out the same. BackendMissingError: without
+    onnx, or without ONNX Runtime, which they are compared on.
     """
     if any((out / part / FILE).exists() for part in ("", "codec", *ENTRIES)):
         raise UsageError(f"{out} already holds a run", hint="choose another --out")
+    if any(path.is_file() for path in (out, *out.parents)):  # said now, and not behind minutes of work
+        raise UsageError(f"{out} is a file, or lies in one, expected a folder", hint="choose another --out")
     spec = bundle.codec
     size = _fitting(SegmenterConfig().size, images, spec.stride)
     networks = networks_of(bundle)

@@ -279,6 +279,12 @@ def test_what_is_refused(
         restore_bundle(bundle, frames(2, 7, 40), labels(2), tmp_path / "out", progress=False)
     with pytest.raises(UsageError, match="already holds a run"):
         restore_bundle(bundle, frames(2), labels(2), restored, progress=False)
+    (tmp_path / "file").write_text("kept")
+    with monkeypatch.context() as patched:
+        patched.setattr(restore, "networks_of", lambda _: pytest.fail("work has begun"))
+        for out in (tmp_path / "file", tmp_path / "file" / "run"):
+            with pytest.raises(UsageError, match="is a file, or lies in one"):
+                restore_bundle(bundle, frames(2), labels(2), out, progress=False)
     networks = restore.networks_of(bundle)
     networks["rgb_segmenter"].module.trunk.classifier.weight.data.neg_()
     monkeypatch.setattr(restore, "networks_of", lambda _: networks)
