@@ -16,7 +16,7 @@ from ..errors import UsageError
 
 Batch = TypeVar("Batch")
 
-# More threads than this make batches faster than any GPU here takes them, and each keeps one (some 40 MB) in memory.
+# Each keeps a batch in memory, some 40 MB of CamVid's views. How many a GPU wants has not been measured.
 _MOST_WORKERS = 8
 
 
