@@ -188,7 +188,7 @@ def add_loop(parser: argparse.ArgumentParser, lr: float, weight_decay: float, ba
     )  # fmt: skip
     # No exclusive group: what is given on the command line comes after a preset's, and must win over it.
     parser.add_argument(
-        "--bf16", action="store_true", default=None, help="bfloat16 autocast (default: where the CPU has bfloat16)"
+        "--bf16", action="store_true", default=None, help="bfloat16 autocast (default: where the device has it)"
     )
     parser.add_argument("--fp32", dest="bf16", action="store_false", default=None, help="no bfloat16 autocast")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")

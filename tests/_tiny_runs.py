@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentseg.cli import main
 from latentseg.training import checkpoint
 from latentseg.training.loop import LoopConfig
-from latentseg.training.train_codec import CodecConfig
+from latentseg.training.train_codec import CodecConfig, train_codec
 from latentseg.training.train_segmenter import SegmenterConfig
 
 TINY = {"channels": 4, "width": 8, "encoder_units": 1, "decoder_units": 1}
@@ -26,6 +26,11 @@ NARROW = {"width": 8, "dilations": [1, 2]}
 
 def loop(steps: int, **changes: object) -> LoopConfig:
     return LoopConfig(**{"steps": steps, "warmup": 2, "interval": 2, "bf16": False, "threads": 1, **changes})  # type: ignore[arg-type]
+
+
+def tiny_codec(folder: Path, steps: int = 2) -> Path:
+    """The weights of a codec of some steps on three of the frames."""
+    return train_codec("compact-codec", frames(3), folder, CODEC, loop(steps), options=TINY, progress=False)
 
 
 def frames(count: int, height: int = 40, width: int = 56) -> list[NDArray[np.uint8]]:

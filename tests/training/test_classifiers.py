@@ -18,7 +18,7 @@ from _tiny_classifiers import (
     pictures,
     tiny_networks,  # noqa: F401 - a fixture
 )
-from _tiny_runs import CODEC, TINY, Counted, KilledError, frames, loop, rows, weights
+from _tiny_runs import Counted, KilledError, loop, rows, tiny_codec, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,14 +32,12 @@ from latentseg.training.image_sets import CentreViews, ImageSet
 from latentseg.training.loop import step_rng
 from latentseg.training.received import RoundTrip
 from latentseg.training.train_classifier import ClassifierConfig, classified_views, train_classifier
-from latentseg.training.train_codec import train_codec
 from latentseg.training.train_joint_classifier import JointClassifierConfig, train_joint_classifier
 
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("codec")
-    return train_codec("compact-codec", frames(3), out, CODEC, loop(2), options=TINY, progress=False)
+    return tiny_codec(tmp_path_factory.mktemp("codec"))
 
 
 def train(folder: Path, steps: int, network: str = "tiny-rgb", **changes: Any) -> Path:

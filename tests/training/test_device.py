@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from _tiny_classifiers import CONFIG, centred, image_set, tiny_networks  # noqa: F401 - the last is a fixture
-from _tiny_runs import CODEC, NARROW, SEGMENTER, TINY, frames, labels, loop, weights
+from _tiny_runs import CODEC, NARROW, SEGMENTER, TINY, frames, labels, loop, tiny_codec, weights
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -35,8 +35,7 @@ Training = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("codec")
-    return train_codec("compact-codec", frames(3), out, CODEC, loop(2), options=TINY, progress=False)
+    return tiny_codec(tmp_path_factory.mktemp("codec"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _tiny_runs import CODEC, NARROW, SEGMENTER, TINY, Counted, KilledError, frames, labels, loop, rows, weights
+from _tiny_runs import (
+    CODEC,
+    NARROW,
+    SEGMENTER,
+    TINY,
+    Counted,
+    KilledError,
+    frames,
+    labels,
+    loop,
+    rows,
+    tiny_codec,
+    weights,
+)
 from torch import nn
 
 from latentseg.errors import ArtifactError, LatentsegError, UsageError
@@ -23,8 +36,7 @@ from latentseg.training.train_segmenter import train_segmenter
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("codec")
-    return train_codec("compact-codec", frames(3), out, CODEC, loop(2), options=TINY, progress=False)
+    return tiny_codec(tmp_path_factory.mktemp("codec"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _tiny_runs import CODEC, NARROW, SEGMENTER, TINY, Counted, KilledError, frames, labels, loop, rows, weights
+from _tiny_runs import (
+    CODEC,
+    NARROW,
+    SEGMENTER,
+    TINY,
+    Counted,
+    KilledError,
+    frames,
+    labels,
+    loop,
+    rows,
+    tiny_codec,
+    weights,
+)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +33,7 @@ from latentseg.errors import ArtifactError, InputError, LatentsegError, UsageErr
 from latentseg.models import registry
 from latentseg.models.compact import CompactSegmenter
 from latentseg.training import checkpoint
-from latentseg.training.train_codec import CodecConfig, RateDistortion, train_codec
+from latentseg.training.train_codec import CodecConfig, RateDistortion
 from latentseg.training.train_joint import JointConfig, Teacher, train_joint
 from latentseg.training.train_segmenter import SegmenterConfig, train_segmenter
 
@@ -28,8 +41,7 @@ from latentseg.training.train_segmenter import SegmenterConfig, train_segmenter
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A codec that has trained until its lambda moved."""
-    out = tmp_path_factory.mktemp("codec")
-    return train_codec("compact-codec", frames(3), out, CODEC, loop(6), options=TINY, progress=False)
+    return tiny_codec(tmp_path_factory.mktemp("codec"), 6)
 
 
 @pytest.fixture(scope="module")
